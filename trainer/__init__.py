@@ -1,0 +1,1 @@
+"""The mathematics of PFedRec: numpy only, no files, sockets, clocks or threads."""
