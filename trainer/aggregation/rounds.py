@@ -1,0 +1,65 @@
+"""FedAvg over the whole fleet, and its buffered asynchronous form."""
+
+from dataclasses import dataclass
+
+from trainer.aggregation.interface import Accumulator
+from trainer.errors import ParameterError
+from trainer.params import Floats
+
+
+def _require_population(population: int) -> None:
+    if population < 1:
+        raise ParameterError(f"population is {population}; a fleet has at least one client")
+
+
+@dataclass(frozen=True, slots=True)
+class FedAvg:
+    """The paper's server: ``ΔE = (1/N) Σ ΔE_u`` over all N clients, untouched rows counting as zero.
+
+    Source: arXiv 2301.08143, equation 7. Staleness does not occur in synchronous rounds, so every
+    update weighs the same.
+    """
+
+    def weight(self, staleness: int) -> float:  # noqa: ARG002 - the contract's signature
+        """Give 1: in a synchronous round all updates are made from the same version."""
+        return 1.0
+
+    def change(self, updates: Accumulator, population: int) -> Floats:
+        """Divide the sum by the population, so that who did not take part counts as no change."""
+        _require_population(population)
+        return updates.scaled(1.0 / population)
+
+
+@dataclass(frozen=True, slots=True)
+class FedBuff:
+    """Buffered asynchronous rounds: ``ΔE = (n/N) · Σ s_u ΔE_u / Σ s_u`` with ``s = (1 + staleness)^-a``.
+
+    n updates are a fraction n/N of one synchronous round over N clients, so that N/n buffered rounds
+    move the table as far as one round of `FedAvg` and the item learning rate means the same in both.
+    The staleness weight is FedBuff's (arXiv 2106.06639, section 5, a = 1/2).
+
+    Attributes
+    ----------
+    exponent : float
+        a, at least 0; 0 weighs all updates alike.
+    """
+
+    exponent: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.exponent <= 10.0:
+            raise ParameterError(f"the staleness exponent is {self.exponent}; it must lie between 0 and 10")
+
+    def weight(self, staleness: int) -> float:
+        """Give ``(1 + staleness)^-a``."""
+        if staleness < 0:
+            raise ParameterError(f"staleness is {staleness}; an update cannot come from a later version")
+        return float((1.0 + staleness) ** -self.exponent)
+
+    def change(self, updates: Accumulator, population: int) -> Floats:
+        """Average with the weights, scaled by the fraction of the fleet that took part."""
+        _require_population(population)
+        if updates.count == 0:
+            return updates.scaled(0.0)
+        fraction = min(1.0, updates.count / population)
+        return updates.scaled(fraction / updates.weight)

@@ -1,0 +1,167 @@
+"""Rating files in the shapes that the field's data sets come in.
+
+Comma, tab, ``::`` or white space between fields, with or without a header, two to four columns: user,
+item, and optionally a weight and a time. Bytes in, interactions out: opening the file is the caller's.
+"""
+
+import csv
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from trainer.errors import DataFormatError, DataTooSmallError
+from trainer.splits import MIN_INTERACTIONS, Interactions
+
+MAX_KEY_BYTES = 256
+"""Longest user or item key; the catalogue's wire format has the same limit."""
+
+_HEADER_NAMES = {
+    "user", "userid", "user_id", "uid", "item", "itemid", "item_id", "iid", "movieid", "movie_id",
+    "artistid", "artist_id", "rating", "weight", "timestamp", "time", "reviewerid", "asin",
+}  # fmt: skip
+_WHITE_SPACE = re.compile(r"[ \t]+")
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    user: str
+    item: str
+    time: float
+
+
+def parse_ratings(content: bytes, source: str, *, min_interactions: int = MIN_INTERACTIONS) -> Interactions:
+    """Read interactions; the separator and the header are recognised from the first lines.
+
+    Every line is one implicit interaction, whatever its rating. Of repeated (user, item) pairs the
+    first in time counts. Users with fewer than `min_interactions` are dropped, then items that nobody
+    is left for. Users and items are numbered in the order of the file; a user's items are ordered by
+    time, ties (and files without a time) by file order.
+
+    Parameters
+    ----------
+    content : bytes
+        UTF-8, or Latin-1 where it is not valid UTF-8.
+    source : str
+        What error messages call the file.
+
+    Raises
+    ------
+    DataFormatError
+        With the line number, when the file is empty, binary, or has a line that does not fit.
+    DataTooSmallError
+        When no user has enough interactions.
+    """
+    records = _records(_decoded_lines(content, source), source)
+    return _interactions(records, source, max(min_interactions, 3))
+
+
+def _decoded_lines(content: bytes, source: str) -> list[str]:
+    if b"\0" in content:
+        line = content[: content.index(b"\0")].count(b"\n") + 1
+        raise DataFormatError(source, line, "a NUL byte; this is a binary file, not text with ratings")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = content.decode("latin-1")
+    if not text.strip():
+        raise DataFormatError(source, None, "the file is empty; expected lines of user, item, rating, time")
+    # Only these line ends: str.splitlines() would also split at characters that occur inside keys.
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
+def _separator(line: str) -> str | None:
+    """Find what separates the fields of `line`; None means white space."""
+    for separator in ("::", "\t", ","):
+        if separator in line:
+            return separator
+    return None
+
+
+def _fields(line: str, separator: str | None) -> list[str]:
+    if separator is None:
+        return _WHITE_SPACE.split(line.strip())
+    if separator == "," and '"' in line:
+        return next(csv.reader([line]))
+    return [field.strip() for field in line.split(separator)]
+
+
+def _is_header(fields: list[str]) -> bool:
+    return sum(field.strip().lower() in _HEADER_NAMES for field in fields[:2]) == 2
+
+
+def _number(text: str, what: str, source: str, line: int) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise DataFormatError(source, line, f"the {what} is {text[:40]!r}, not a number") from None
+    if not np.isfinite(value):
+        raise DataFormatError(source, line, f"the {what} is {text[:40]!r}; it must be finite")
+    return value
+
+
+def _key(text: str, what: str, source: str, line: int) -> str:
+    if not text:
+        raise DataFormatError(source, line, f"the {what} is empty")
+    if len(text.encode()) > MAX_KEY_BYTES:
+        raise DataFormatError(source, line, f"the {what} is longer than {MAX_KEY_BYTES} bytes")
+    if not text.isprintable():
+        raise DataFormatError(source, line, f"the {what} {text[:40]!r} holds control characters")
+    return text
+
+
+def _records(lines: list[str], source: str) -> list[_Record]:
+    first = next(number for number, line in enumerate(lines, 1) if line.strip())
+    separator = _separator(lines[first - 1])
+    n_fields = len(_fields(lines[first - 1], separator))
+    if not 2 <= n_fields <= 4:
+        raise DataFormatError(
+            source,
+            first,
+            f"{n_fields} field{'s' * (n_fields != 1)} where 2 to 4 are expected (user, item, rating, time); "
+            "the fields may be separated by comma, tab, :: or white space",
+        )
+    start = first if _is_header(_fields(lines[first - 1], separator)) else first - 1
+    records = []
+    for number, line in enumerate(lines[start:], start + 1):
+        if not line or line.isspace():
+            continue
+        fields = _fields(line, separator)
+        if len(fields) != n_fields:
+            raise DataFormatError(source, number, f"{len(fields)} fields where the first line has {n_fields}")
+        if n_fields >= 3:
+            _number(fields[2], "rating", source, number)
+        time = _number(fields[3], "time", source, number) if n_fields == 4 else 0.0
+        user = _key(fields[0], "user", source, number)
+        records.append(_Record(user, _key(fields[1], "item", source, number), time))
+    if not records:
+        raise DataFormatError(source, None, "there is a header but no line of data")
+    return records
+
+
+def _interactions(records: list[_Record], source: str, min_interactions: int) -> Interactions:
+    by_user: dict[str, dict[str, float]] = {}
+    for record in records:
+        times = by_user.setdefault(record.user, {})
+        times[record.item] = min(record.time, times.get(record.item, np.inf))
+    kept = {user: times for user, times in by_user.items() if len(times) >= min_interactions}
+    if not kept:
+        raise DataTooSmallError(
+            f"{source}: none of its {len(by_user)} users has {min_interactions} interactions or more; "
+            "give a larger file or a lower --min-interactions"
+        )
+    used = {item for times in kept.values() for item in times}
+    row_of: dict[str, int] = {}
+    for record in records:
+        if record.item in used and record.item not in row_of:
+            row_of[record.item] = len(row_of)
+    items = [
+        row_of[item] for times in kept.values() for item in sorted(times, key=lambda item: times[item])
+    ]
+    lengths = [len(times) for times in kept.values()]
+    return Interactions(
+        user_keys=tuple(kept),
+        item_keys=tuple(row_of),
+        indptr=np.concatenate(([0], np.cumsum(lengths))).astype(np.int64),
+        items=np.array(items, dtype=np.int64),
+    )

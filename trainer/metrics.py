@@ -1,0 +1,48 @@
+"""Ranking figures of one held-out positive for each user: HR@k and NDCG@k.
+
+Ties count against the positive, so that a constant score ranks last, not first.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.params import Floats, Rows
+
+TOP_K = 10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankingMetrics:
+    """Means over users.
+
+    Attributes
+    ----------
+    hr : float
+        Hit ratio at 10: the fraction of users whose positive is among the first ten.
+    ndcg : float
+        ``1 / log2(rank + 2)`` for a hit, 0 otherwise (one relevant item, so the ideal gain is 1).
+    """
+
+    hr: float
+    ndcg: float
+
+
+def ranks_among_candidates(scores: Floats) -> Rows:
+    """Give each user's rank of the positive, 0 the best.
+
+    Parameters
+    ----------
+    scores : ndarray, shape (n_users, n_candidates)
+        The positive's score first.
+    """
+    ranks: Rows = (scores[:, 1:] >= scores[:, :1]).sum(axis=1)
+    return ranks
+
+
+def metrics_from_ranks(ranks: NDArray[np.integer], k: int = TOP_K) -> RankingMetrics:
+    """Average HR@k and NDCG@k over `ranks`, shape (n_users,), 0 the best."""
+    hit = ranks < k
+    gain = np.where(hit, 1.0 / np.log2(ranks + 2.0), 0.0)
+    return RankingMetrics(hr=float(hit.mean()), ndcg=float(gain.mean()))
