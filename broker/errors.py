@@ -1,0 +1,177 @@
+"""What can go wrong outside the mathematics, cut by what the reader of the message can do about it.
+
+::
+
+    PFedRecError                      (trainer.errors)
+    ├── DataError, ParameterError       (trainer.errors)
+    ├── ProtocolError                 a message that is dropped and counted; the sender is to blame
+    │   ├── MalformedError              not the CBOR that the protocol allows
+    │   ├── SchemaError                 well formed, but not the message it should be
+    │   ├── EncodingError               an update whose body does not fit the table
+    │   ├── TransferError               chunks that do not make a whole
+    │   └── HashMismatchError           a whole with the wrong SHA-256
+    ├── InputError                    what the user gave: correct it and call again
+    │   ├── FileUnreadableError
+    │   ├── UnknownItemError
+    │   └── NothingYetError             asked for something that needs data or a model first
+    ├── SetupError                    a directory or its configuration
+    │   ├── NotInitialisedError, AlreadyInitialisedError
+    │   ├── NotWritableError, InUseError, DiskFullError
+    │   ├── NewerVersionError           written by a later release; left untouched
+    │   ├── CorruptError
+    │   └── ConfigError
+    ├── LinkError                     the network
+    │   ├── UnreachableError            may pass: services retry
+    │   ├── RefusedError                credentials or identity: never retried
+    │   ├── FleetMismatchError          the two ends do not belong together
+    │   └── BrokerStartError            a broker of our own that does not run
+    ├── TimedOutError                 a bounded wait that ended
+    └── MissingExtraError             a part of the package that is not installed
+"""
+
+from trainer.errors import DataError, DataFormatError, DataTooSmallError, ParameterError, PFedRecError
+
+__all__ = [
+    "AlreadyInitialisedError",
+    "BrokerStartError",
+    "ConfigError",
+    "CorruptError",
+    "DataError",
+    "DataFormatError",
+    "DataTooSmallError",
+    "DiskFullError",
+    "EncodingError",
+    "FileUnreadableError",
+    "FleetMismatchError",
+    "HashMismatchError",
+    "InUseError",
+    "InputError",
+    "LinkError",
+    "MalformedError",
+    "MissingExtraError",
+    "NewerVersionError",
+    "NotInitialisedError",
+    "NotWritableError",
+    "NothingYetError",
+    "PFedRecError",
+    "ParameterError",
+    "ProtocolError",
+    "RefusedError",
+    "SchemaError",
+    "SetupError",
+    "TimedOutError",
+    "TransferError",
+    "UnknownItemError",
+    "UnreachableError",
+]
+
+
+class ProtocolError(PFedRecError):
+    """A message that the protocol does not allow."""
+
+
+class MalformedError(ProtocolError):
+    """Bytes that are not the subset of CBOR that the protocol uses, or that exceed its limits."""
+
+
+class SchemaError(ProtocolError):
+    """Well-formed CBOR that is not the expected message."""
+
+
+class EncodingError(ProtocolError):
+    """An update whose body does not decode to finite changes of distinct rows of the table."""
+
+
+class TransferError(ProtocolError):
+    """Chunks that contradict each other."""
+
+
+class HashMismatchError(ProtocolError):
+    """Assembled bytes whose SHA-256 is not the announced one."""
+
+
+class InputError(PFedRecError):
+    """Something in the call itself."""
+
+
+class FileUnreadableError(InputError):
+    """A file that is missing or cannot be read."""
+
+
+class UnknownItemError(InputError):
+    """An item key that the catalogue does not have."""
+
+
+class NothingYetError(InputError):
+    """The device has not got far enough to answer."""
+
+
+class SetupError(PFedRecError):
+    """A directory of this project, or its configuration, is not fit for use."""
+
+
+class NotInitialisedError(SetupError):
+    """No ``init`` was run in the directory."""
+
+
+class AlreadyInitialisedError(SetupError):
+    """``init`` was run in the directory before."""
+
+
+class NotWritableError(SetupError):
+    """The directory or file cannot be written."""
+
+
+class InUseError(SetupError):
+    """Another process works in the directory."""
+
+
+class DiskFullError(SetupError):
+    """No space is left; nothing was half written."""
+
+
+class NewerVersionError(SetupError):
+    """A later release wrote the database; this one leaves it untouched."""
+
+
+class CorruptError(SetupError):
+    """A database or model file that fails its integrity check."""
+
+
+class ConfigError(SetupError):
+    """A configuration file or environment variable with a wrong or unknown entry."""
+
+
+class LinkError(PFedRecError):
+    """The broker cannot be used."""
+
+
+class UnreachableError(LinkError):
+    """No broker answers; it may pass."""
+
+
+class RefusedError(LinkError):
+    """The broker refuses this client; trying again would not help."""
+
+
+class FleetMismatchError(LinkError):
+    """Device and aggregator do not belong to the same fleet, or not to the same protocol version."""
+
+
+class BrokerStartError(LinkError):
+    """A broker that we were to run does not start or does not stay up."""
+
+
+class TimedOutError(PFedRecError):
+    """Something bounded did not finish in its time."""
+
+
+class MissingExtraError(PFedRecError):
+    """A package of an extra is not installed."""
+
+    def __init__(self, extra: str, module: str) -> None:
+        self.extra = extra
+        super().__init__(
+            f"this needs the module {module}, which is not installed; "
+            f"install it with: pip install 'pfedrec-edge[{extra}]'"
+        )

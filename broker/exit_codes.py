@@ -1,0 +1,87 @@
+"""The exit codes of all commands, and which error leaves which code.
+
+Ranges of ten by cause; all below 126, where shells begin their own. ``docs/exit-codes.md`` lists them
+for users, and a test holds the two together.
+"""
+
+from enum import IntEnum
+
+from broker import errors
+
+
+class ExitCode(IntEnum):
+    """A command's exit status, with one sentence of help."""
+
+    help: str
+
+    def __new__(cls, value: int, help_text: str) -> "ExitCode":
+        """Attach the help to the number."""
+        member = int.__new__(cls, value)
+        member._value_ = value
+        member.help = help_text
+        return member
+
+    OK = 0, "Done; for a service, stopped by SIGTERM or SIGINT."
+    UNEXPECTED = 1, "An error that this project does not know; please report it."
+    USAGE = 2, "A wrong option or argument; nothing was done."
+
+    FILE_UNREADABLE = 10, "A file that was named is missing or cannot be read."
+    DATA_FORMAT = 11, "A data file is empty, binary or has a line that cannot be read."
+    DATA_TOO_SMALL = 12, "A data file is readable but holds too little."
+    UNKNOWN_ITEM = 13, "An item is not in the fleet's catalogue."
+    NOTHING_YET = 14, "The answer needs interactions or a model that are not there yet."
+
+    NOT_INITIALISED = 20, "The directory was not set up with init."
+    ALREADY_INITIALISED = 21, "The directory was set up before; init changes nothing."
+    NOT_WRITABLE = 22, "The directory or a file in it cannot be written."
+    IN_USE = 23, "Another process works in the directory."
+    DISK_FULL = 24, "No space is left on the device; the state is as before."
+    NEWER_VERSION = 25, "A later release wrote the directory; it was left untouched."
+    CORRUPT = 26, "A database or model file in the directory is damaged."
+    CONFIG = 27, "The configuration has a wrong or unknown entry."
+
+    UNREACHABLE = 30, "No MQTT broker answers at the address."
+    REFUSED = 31, "The broker refuses the client (user name, password or client id)."
+    FLEET_MISMATCH = 32, "Device and aggregator do not belong together."
+    BROKER_START = 33, "The command's own broker does not start, for example as its port is taken."
+    TIMED_OUT = 34, "The work was not finished in its time."
+
+    MISSING_EXTRA = 40, "A part of the package is not installed; the sentence names the command."
+
+    INTERRUPTED = 130, "Stopped by Ctrl-C."
+
+
+EXIT_CODE_OF: dict[type[errors.PFedRecError], ExitCode] = {
+    errors.DataFormatError: ExitCode.DATA_FORMAT,
+    errors.DataTooSmallError: ExitCode.DATA_TOO_SMALL,
+    errors.DataError: ExitCode.DATA_FORMAT,
+    errors.ParameterError: ExitCode.USAGE,
+    errors.FileUnreadableError: ExitCode.FILE_UNREADABLE,
+    errors.UnknownItemError: ExitCode.UNKNOWN_ITEM,
+    errors.NothingYetError: ExitCode.NOTHING_YET,
+    errors.InputError: ExitCode.USAGE,
+    errors.NotInitialisedError: ExitCode.NOT_INITIALISED,
+    errors.AlreadyInitialisedError: ExitCode.ALREADY_INITIALISED,
+    errors.NotWritableError: ExitCode.NOT_WRITABLE,
+    errors.InUseError: ExitCode.IN_USE,
+    errors.DiskFullError: ExitCode.DISK_FULL,
+    errors.NewerVersionError: ExitCode.NEWER_VERSION,
+    errors.CorruptError: ExitCode.CORRUPT,
+    errors.ConfigError: ExitCode.CONFIG,
+    errors.SetupError: ExitCode.CONFIG,
+    errors.UnreachableError: ExitCode.UNREACHABLE,
+    errors.RefusedError: ExitCode.REFUSED,
+    errors.FleetMismatchError: ExitCode.FLEET_MISMATCH,
+    errors.ProtocolError: ExitCode.FLEET_MISMATCH,
+    errors.BrokerStartError: ExitCode.BROKER_START,
+    errors.LinkError: ExitCode.UNREACHABLE,
+    errors.TimedOutError: ExitCode.TIMED_OUT,
+    errors.MissingExtraError: ExitCode.MISSING_EXTRA,
+    errors.PFedRecError: ExitCode.UNEXPECTED,
+}
+"""The nearest class among an error's ancestors decides."""
+
+
+def exit_code_of(error: errors.PFedRecError) -> ExitCode:
+    """Give the code that a command ends with when `error` reaches its top."""
+    return next(EXIT_CODE_OF[kind] for kind in type(error).__mro__ if kind in EXIT_CODE_OF)

@@ -1,0 +1,129 @@
+"""MQTT topics: built and parsed here and nowhere else.
+
+``pfedrec/1/FLEET/...``, at most seven levels; a device's id is a level of its own, so that a broker's
+``%c`` and ``%u`` access rules apply. A `Topic` is published to; a `Filter` is subscribed to.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import NewType
+
+from broker.errors import SchemaError
+from trainer.errors import ParameterError
+
+Topic = NewType("Topic", str)
+Filter = NewType("Filter", str)
+
+PROTOCOL_VERSION = 1
+ROOT = f"pfedrec/{PROTOCOL_VERSION}"
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_INDEX = re.compile(r"0|[1-9][0-9]{0,4}")
+
+
+def checked_id(text: str, what: str) -> str:
+    """Give `text` back if it can name a fleet or a device.
+
+    Raises
+    ------
+    ParameterError
+        When it cannot; MQTT's ``/ + #`` are excluded, and so is what file names or URLs dislike.
+    """
+    if not _ID.fullmatch(text):
+        raise ParameterError(
+            f"{what} {text[:80]!r} is not allowed; use 1 to 64 of A-Z a-z 0-9 . _ - "
+            "beginning with a letter or digit"
+        )
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class FleetTopics:
+    """The topics of one fleet.
+
+    Raises
+    ------
+    ParameterError
+        When the fleet's name, or a device id given to a method, is not allowed.
+    """
+
+    fleet: str
+
+    def __post_init__(self) -> None:
+        checked_id(self.fleet, "the fleet name")
+
+    @property
+    def head(self) -> Topic:
+        """Retained: the newest published version."""
+        return Topic(f"{ROOT}/{self.fleet}/head")
+
+    def snapshot(self, slot: int, chunk: int) -> Topic:
+        """Retained: one chunk of the table in a slot."""
+        return Topic(f"{ROOT}/{self.fleet}/snapshot/{slot}/{chunk}")
+
+    def snapshot_filter(self, slot: int) -> Filter:
+        """All chunks of a slot."""
+        return Filter(f"{ROOT}/{self.fleet}/snapshot/{slot}/+")
+
+    def catalogue(self, chunk: int) -> Topic:
+        """Retained: one chunk of the item keys."""
+        return Topic(f"{ROOT}/{self.fleet}/catalogue/{chunk}")
+
+    @property
+    def catalogue_filter(self) -> Filter:
+        """All chunks of the catalogue."""
+        return Filter(f"{ROOT}/{self.fleet}/catalogue/+")
+
+    def status(self, device: str) -> Topic:
+        """Retained: a device is online or, by its last will, offline."""
+        return Topic(f"{ROOT}/{self.fleet}/device/{checked_id(device, 'the device id')}/status")
+
+    def update(self, device: str) -> Topic:
+        """A device's updates."""
+        return Topic(f"{ROOT}/{self.fleet}/device/{checked_id(device, 'the device id')}/update")
+
+    def receipt(self, device: str) -> Topic:
+        """Answers to a device's updates."""
+        return Topic(f"{ROOT}/{self.fleet}/device/{checked_id(device, 'the device id')}/receipt")
+
+    @property
+    def status_filter(self) -> Filter:
+        """The status of all devices."""
+        return Filter(f"{ROOT}/{self.fleet}/device/+/status")
+
+    @property
+    def update_filter(self) -> Filter:
+        """The updates of all devices."""
+        return Filter(f"{ROOT}/{self.fleet}/device/+/update")
+
+    def parse(self, topic: str) -> "Address":
+        """Tell what a received message's topic means.
+
+        Raises
+        ------
+        SchemaError
+            When it is no topic of this fleet.
+        """
+        prefix = f"{ROOT}/{self.fleet}/"
+        levels = topic[len(prefix) :].split("/") if topic.startswith(prefix) else []
+        match levels:
+            case ["head"]:
+                return Address("head")
+            case ["snapshot", slot, chunk] if _INDEX.fullmatch(slot) and _INDEX.fullmatch(chunk):
+                return Address("snapshot", slot=int(slot), chunk=int(chunk))
+            case ["catalogue", chunk] if _INDEX.fullmatch(chunk):
+                return Address("catalogue", chunk=int(chunk))
+            case ["device", device, ("status" | "update" | "receipt") as kind] if _ID.fullmatch(device):
+                return Address(kind, device=device)
+            case _:
+                raise SchemaError(f"the topic {topic[:120]!r} is not one of fleet {self.fleet}")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """What a topic means: its kind (head, snapshot, catalogue, status, update, receipt) and its parts."""
+
+    kind: str
+    device: str = ""
+    slot: int = 0
+    chunk: int = 0
