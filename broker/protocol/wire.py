@@ -1,0 +1,141 @@
+"""CBOR (RFC 8949) with typed arrays (RFC 8746), read as if every byte came from an enemy.
+
+The payload is walked once before anything is built from it. The walk allows what the protocol uses and
+nothing else: integers, text, bytes, arrays, maps, float32/float64, true, false, null, and three typed
+arrays; no indefinite length, no other tag, a bounded depth and number of items, and no length
+beyond the payload's end. What is built afterwards is therefore never larger than a small multiple of the
+payload.
+"""
+
+from typing import Final
+
+import cbor2
+import numpy as np
+from numpy.typing import NDArray
+
+from broker.errors import MalformedError
+
+MAX_MESSAGE_BYTES: Final = 128 * 1024
+"""Largest message: a chunk of 120 KB with its envelope. The usual brokers accept it by default."""
+MAX_DEPTH: Final = 4
+MAX_ITEMS: Final = 512
+"""Data items in one message; the largest, a head, has about a hundred."""
+
+TypedArray = NDArray[np.uint32] | NDArray[np.int8] | NDArray[np.float32]
+
+_DTYPE_OF_TAG: Final[dict[int, np.dtype[np.generic]]] = {
+    70: np.dtype("<u4"),  # uint32, little endian
+    72: np.dtype("i1"),  # sint8
+    85: np.dtype("<f4"),  # binary32, little endian
+}
+_TAG_OF_KIND: Final = {"u": 70, "i": 72, "f": 85}
+_SIZE_OF_ADDITIONAL: Final = {24: 1, 25: 2, 26: 4, 27: 8}
+
+
+def dumps(value: object) -> bytes:
+    """Encode maps, arrays, scalars and typed arrays; the shortest form of every length, keys as given."""
+    return cbor2.dumps(value, default=_typed_array)
+
+
+def _typed_array(encoder: cbor2.CBOREncoder, value: object) -> None:
+    if not isinstance(value, np.ndarray) or value.ndim != 1:
+        raise TypeError(f"cannot encode {type(value).__name__}")
+    tag = _TAG_OF_KIND[value.dtype.kind]
+    encoder.encode(cbor2.CBORTag(tag, value.astype(_DTYPE_OF_TAG[tag], copy=False).tobytes()))
+
+
+def loads(payload: bytes) -> object:
+    """Decode one message.
+
+    Returns
+    -------
+    object
+        dict, list, int, float, str, bytes, bool, None, or a read-only one-dimensional array.
+
+    Raises
+    ------
+    MalformedError
+        When the payload is not exactly one item of the allowed subset.
+    """
+    if len(payload) > MAX_MESSAGE_BYTES:
+        raise MalformedError(f"{len(payload)} bytes; a message has at most {MAX_MESSAGE_BYTES}")
+    _check_structure(payload)
+    try:
+        return cbor2.loads(payload, tag_hook=_array_of_tag)
+    except (cbor2.CBORDecodeError, ValueError, OverflowError, TypeError) as error:
+        raise MalformedError(f"not valid CBOR: {error}") from error
+
+
+def _array_of_tag(*arguments: object) -> object:
+    # cbor2 calls hook(decoder, tag) up to release 5 and hook(tag, immutable) from 6 on.
+    tag = next(a for a in arguments if isinstance(a, cbor2.CBORTag))
+    return np.frombuffer(tag.value, dtype=_DTYPE_OF_TAG[tag.tag])
+
+
+def _check_structure(payload: bytes) -> None:
+    """Walk the items of `payload` without building any."""
+    end = len(payload)
+    at = 0
+    items = 0
+    open_counts = [1]  # for each open container, how many items it still needs
+    while open_counts:
+        if open_counts[-1] == 0:
+            open_counts.pop()
+            continue
+        open_counts[-1] -= 1
+        items += 1
+        if items > MAX_ITEMS:
+            raise MalformedError(f"more than {MAX_ITEMS} data items")
+        major, argument, at = _item_head(payload, at, end)
+        if major in (2, 3):
+            at += argument
+            if at > end:
+                raise MalformedError(f"a string runs {at - end} bytes past the end")
+        elif major in (4, 5):
+            if len(open_counts) > MAX_DEPTH:
+                raise MalformedError(f"nested deeper than {MAX_DEPTH}")
+            if argument > MAX_ITEMS:
+                raise MalformedError(f"a container of {argument} items")
+            open_counts.append(argument * (major - 3))
+        elif major == 6:
+            at = _check_typed_array(payload, at, end, argument)
+    if at != end:
+        raise MalformedError(f"{end - at} bytes follow the message")
+
+
+def _item_head(payload: bytes, at: int, end: int) -> tuple[int, int, int]:
+    """Read an item's major type and argument; give them and where its content begins."""
+    if at >= end:
+        raise MalformedError("the message ends too early")
+    initial = payload[at]
+    at += 1
+    major, additional = initial >> 5, initial & 31
+    if major == 7:
+        if additional in (20, 21, 22):
+            return major, 0, at
+        if additional not in (26, 27):
+            raise MalformedError(f"the simple value or float with the code {additional} is not used here")
+    if additional < 24:
+        return major, additional, at
+    size = _SIZE_OF_ADDITIONAL.get(additional)
+    if size is None:
+        raise MalformedError("an indefinite length or a reserved code")
+    if at + size > end:
+        raise MalformedError("the message ends too early")
+    return major, int.from_bytes(payload[at : at + size], "big"), at + size
+
+
+def _check_typed_array(payload: bytes, at: int, end: int, tag: int) -> int:
+    dtype = _DTYPE_OF_TAG.get(tag)
+    if dtype is None:
+        raise MalformedError(f"the tag {tag} is not used here")
+    major, length, at = _item_head(payload, at, end)
+    if major != 2:
+        raise MalformedError(f"the tag {tag} needs a byte string")
+    if length % dtype.itemsize:
+        raise MalformedError(f"{length} bytes are no array of {dtype.itemsize}-byte values")
+    if at + length > end:
+        raise MalformedError(f"a typed array runs {at + length - end} bytes past the end")
+    return at + length
+
+
