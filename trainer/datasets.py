@@ -155,9 +155,7 @@ def _interactions(records: list[_Record], source: str, min_interactions: int) ->
     for record in records:
         if record.item in used and record.item not in row_of:
             row_of[record.item] = len(row_of)
-    items = [
-        row_of[item] for times in kept.values() for item in sorted(times, key=lambda item: times[item])
-    ]
+    items = [row_of[item] for times in kept.values() for item in sorted(times, key=lambda item: times[item])]
     lengths = [len(times) for times in kept.values()]
     return Interactions(
         user_keys=tuple(kept),

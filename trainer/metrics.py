@@ -4,6 +4,7 @@ Ties count against the positive, so that a constant score ranks last, not first.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +42,7 @@ def ranks_among_candidates(scores: Floats) -> Rows:
     return ranks
 
 
-def metrics_from_ranks(ranks: NDArray[np.integer], k: int = TOP_K) -> RankingMetrics:
+def metrics_from_ranks(ranks: NDArray[np.integer[Any]], k: int = TOP_K) -> RankingMetrics:
     """Average HR@k and NDCG@k over `ranks`, shape (n_users,), 0 the best."""
     hit = ranks < k
     gain = np.where(hit, 1.0 / np.log2(ranks + 2.0), 0.0)

@@ -5,7 +5,7 @@ The two protocols differ only in what is excluded: *clean* excludes the user's t
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,7 @@ class NegativeSampler:
     gaps: Rows
 
     @classmethod
-    def excluding(cls, n_items: int, excluded: NDArray[np.integer]) -> "NegativeSampler":
+    def excluding(cls, n_items: int, excluded: NDArray[np.integer[Any]]) -> "NegativeSampler":
         """Build a sampler over ``range(n_items)`` without `excluded` (any order, duplicates allowed).
 
         Raises

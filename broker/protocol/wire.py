@@ -137,5 +137,3 @@ def _check_typed_array(payload: bytes, at: int, end: int, tag: int) -> int:
     if at + length > end:
         raise MalformedError(f"a typed array runs {at + length - end} bytes past the end")
     return at + length
-
-

@@ -1,0 +1,38 @@
+"""Exact changes: 4 bytes a row and 4 a value."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from broker.protocol.encodings.interface import (
+    SparseChange,
+    checked_rows,
+    require_arrays,
+    require_bounded,
+    require_size,
+)
+from broker.protocol.wire import TypedArray
+
+
+class Float32:
+    """``rows`` uint32 (n,), ``values`` float32 (n · dim,), row by row."""
+
+    name = "float32"
+
+    def encode(self, change: SparseChange) -> dict[str, TypedArray]:
+        """See `Encoding.encode`."""
+        require_bounded(change.change, "the change")
+        return {"rows": change.rows.astype(np.uint32), "values": change.change.ravel()}
+
+    def decode(self, body: Mapping[str, TypedArray], n_items: int, dim: int) -> SparseChange:
+        """See `Encoding.decode`."""
+        require_arrays(body, {"rows": "<u4", "values": "<f4"})
+        rows = checked_rows(body["rows"], n_items)
+        require_size("values", body["values"].size, rows.size * dim)
+        values = body["values"].astype(np.float32, copy=False)
+        require_bounded(values, "values")
+        return SparseChange(rows=rows, change=values.reshape(rows.size, dim))
+
+    def body_bytes(self, n_rows: int, dim: int) -> int:
+        """See `Encoding.body_bytes`."""
+        return n_rows * (4 + 4 * dim)

@@ -1,0 +1,53 @@
+"""Rows of 8-bit integers with a scale each: about a quarter of `float32`."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from broker.errors import EncodingError
+from broker.protocol.encodings.interface import (
+    SparseChange,
+    checked_rows,
+    require_arrays,
+    require_bounded,
+    require_size,
+)
+from broker.protocol.wire import TypedArray
+
+_LEVELS = np.float32(127.0)
+
+
+class Int8:
+    """``rows`` uint32 (n,), ``scales`` float32 (n,), ``values`` int8 (n · dim,): ``change = scale · value``.
+
+    A row's scale is its largest magnitude / 127, values are rounded to the nearest, so that the error
+    is at most half a scale.
+    """
+
+    name = "int8"
+
+    def encode(self, change: SparseChange) -> dict[str, TypedArray]:
+        """See `Encoding.encode`."""
+        require_bounded(change.change, "the change")
+        scales = np.abs(change.change).max(axis=1, initial=0.0) / _LEVELS
+        # A subnormal scale would make the quotient inexact or infinite; such a row is zero in effect.
+        scales = np.where(scales < np.finfo(np.float32).tiny, np.float32(0.0), scales).astype(np.float32)
+        divisor = np.where(scales > 0.0, scales, np.float32(1.0))[:, None]
+        values = np.rint(change.change / divisor).clip(-127, 127).astype(np.int8)
+        return {"rows": change.rows.astype(np.uint32), "scales": scales, "values": values.ravel()}
+
+    def decode(self, body: Mapping[str, TypedArray], n_items: int, dim: int) -> SparseChange:
+        """See `Encoding.decode`."""
+        require_arrays(body, {"rows": "<u4", "scales": "<f4", "values": "i1"})
+        rows = checked_rows(body["rows"], n_items)
+        require_size("scales", body["scales"].size, rows.size)
+        require_size("values", body["values"].size, rows.size * dim)
+        scales = body["scales"].astype(np.float32, copy=False)
+        if not ((scales >= 0.0) & (scales <= np.float32(1e28))).all():
+            raise EncodingError("scales has a value that is negative, not finite or beyond 1e28")
+        change = body["values"].reshape(rows.size, dim) * scales[:, None]
+        return SparseChange(rows=rows, change=change.astype(np.float32, copy=False))
+
+    def body_bytes(self, n_rows: int, dim: int) -> int:
+        """See `Encoding.body_bytes`."""
+        return n_rows * (4 + 4 + dim)

@@ -1,0 +1,402 @@
+"""The five messages, frozen and checked on construction, and the codec between them and bytes.
+
+A message is a CBOR map whose keys are the field names, with ``v`` (protocol version) and ``type``
+first. A message with an unknown, missing or ill-typed field is refused: what two ends must agree on is
+written down in ``docs/protocol.cddl`` and changes with the version in the topic.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar, get_args
+
+import numpy as np
+
+from broker.errors import SchemaError
+from broker.protocol import wire
+from broker.protocol.topics import PROTOCOL_VERSION, checked_id
+from broker.protocol.wire import TypedArray
+from trainer.errors import ParameterError
+from trainer.params import MAX_DIM, Floats, Hyperparameters
+
+MAX_U64 = 2**64 - 1
+MAX_SEQ = 2**53
+"""Versions and sequence numbers stay exact in every language's and database's numbers."""
+MAX_ITEMS_IN_CATALOGUE = 4_000_000
+MAX_CHUNKS = 65_536
+MAX_TRANSFER_BYTES = 1 << 30
+MAX_REASON_BYTES = 400
+DIGEST_PREFIX_BYTES = 8
+
+Verdict = Literal["accepted", "duplicate", "stale", "rejected"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+
+
+def _integer(message: object, name: str, low: int, high: int) -> None:
+    value = getattr(message, name)
+    if type(value) is not int or not low <= value <= high:
+        raise SchemaError(f"{name} must be an integer from {low} to {high}, not {_shown(value)}")
+
+
+def _real(message: object, name: str, low: float, high: float) -> None:
+    value = getattr(message, name)
+    if type(value) is not float or not math.isfinite(value) or not low <= value <= high:
+        raise SchemaError(f"{name} must be a float from {low:g} to {high:g}, not {_shown(value)}")
+
+
+def _text(message: object, name: str, max_bytes: int) -> None:
+    value = getattr(message, name)
+    if type(value) is not str or len(value) > max_bytes or len(value.encode()) > max_bytes:
+        raise SchemaError(f"{name} must be text of at most {max_bytes} bytes, not {_shown(value)}")
+
+
+def _bytes(message: object, name: str, low: int, high: int) -> None:
+    value = getattr(message, name)
+    if type(value) is not bytes or not low <= len(value) <= high:
+        raise SchemaError(f"{name} must be {low} to {high} bytes, not {_shown(value)}")
+
+
+def _identifier(message: object, name: str) -> None:
+    value = getattr(message, name)
+    try:
+        checked_id(value if type(value) is str else "", name)
+    except ParameterError as error:
+        raise SchemaError(str(error)) from None
+
+
+def _boolean(message: object, name: str) -> None:
+    if type(getattr(message, name)) is not bool:
+        raise SchemaError(f"{name} must be true or false, not {_shown(getattr(message, name))}")
+
+
+def _shown(value: object) -> str:
+    return f"{type(value).__name__} {repr(value)[:60]}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """How devices take part: the training plan in the head.
+
+    Attributes
+    ----------
+    lr, item_lr, negatives, batch_size
+        `trainer.params.Hyperparameters`.
+    encoding : str
+        The update encoding that the aggregator wants.
+    check_in_s : float
+        Seconds between a device's receipt and its next look at the head.
+    max_idle_passes : int
+        Contributing passes that a device makes without a new interaction before it rests.
+    """
+
+    lr: float
+    item_lr: float
+    negatives: int
+    batch_size: int
+    encoding: str
+    check_in_s: float
+    max_idle_passes: int
+
+    def __post_init__(self) -> None:
+        _real(self, "lr", 0.0, 1e9)
+        _real(self, "item_lr", 0.0, 1e9)
+        _integer(self, "negatives", 1, 1000)
+        _integer(self, "batch_size", 1, 65536)
+        _identifier(self, "encoding")
+        _real(self, "check_in_s", 0.0, 604800.0)
+        _integer(self, "max_idle_passes", 1, 1_000_000)
+
+    @property
+    def hyperparameters(self) -> Hyperparameters:
+        """The part of the plan that a local pass needs."""
+        return Hyperparameters(
+            lr=self.lr, item_lr=self.item_lr, negatives=self.negatives, batch_size=self.batch_size
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Head:
+    """The manifest of the newest published version; retained.
+
+    Attributes
+    ----------
+    instance : int
+        Drawn when the aggregator's directory was made: versions of different instances have nothing in
+        common.
+    session : int
+        Grows with every connection of the aggregator: whoever waits for a receipt sends again.
+    version : int
+        Of the table; grows by one each server round.
+    rows, dim : int
+        Shape of the table, float32.
+    sha256 : bytes
+        Of the table's values, row by row, little-endian float32.
+    slot, chunks : int
+        Where the snapshot is, and in how many chunks.
+    catalogue_rows, catalogue_chunks, catalogue_bytes : int
+    catalogue_sha256 : bytes
+        Of the item keys, UTF-8, each ended by a line feed, in row order.
+    deltas : tuple of int
+        Versions from which a delta is on offer; none so far.
+    plan : Plan
+    w : ndarray, shape (dim,), float32
+    b : float
+        The score function that a new device starts from.
+    signature : bytes or None
+        Room for Ed25519 over the other fields.
+    """
+
+    TYPE: ClassVar[str] = "head"
+    instance: int
+    session: int
+    version: int
+    rows: int
+    dim: int
+    sha256: bytes
+    slot: int
+    chunks: int
+    catalogue_rows: int
+    catalogue_chunks: int
+    catalogue_bytes: int
+    catalogue_sha256: bytes
+    plan: Plan
+    w: Floats
+    b: float
+    deltas: tuple[int, ...] = ()
+    signature: bytes | None = None
+
+    def __post_init__(self) -> None:
+        _integer(self, "instance", 0, MAX_U64)
+        for name in ("session", "version"):
+            _integer(self, name, 0, MAX_SEQ)
+        _integer(self, "rows", 1, MAX_ITEMS_IN_CATALOGUE)
+        _integer(self, "dim", 1, MAX_DIM)
+        if self.table_bytes > MAX_TRANSFER_BYTES:
+            raise SchemaError(f"a table of {self.table_bytes} bytes; at most {MAX_TRANSFER_BYTES} are sent")
+        for name in ("sha256", "catalogue_sha256"):
+            _bytes(self, name, 32, 32)
+        _integer(self, "slot", 0, 1)
+        for name in ("chunks", "catalogue_chunks"):
+            _integer(self, name, 1, MAX_CHUNKS)
+        # Append-only: the catalogue may be one step ahead of a table, never behind.
+        _integer(self, "catalogue_rows", self.rows, MAX_ITEMS_IN_CATALOGUE)
+        _integer(self, "catalogue_bytes", 1, MAX_TRANSFER_BYTES)
+        if not isinstance(self.plan, Plan):
+            raise SchemaError("plan must be a map")
+        if not _is_float_vector(self.w) or self.w.shape != (self.dim,) or not np.isfinite(self.w).all():
+            raise SchemaError(f"w must be {self.dim} finite float32 values")
+        _real(self, "b", -1e30, 1e30)
+        if type(self.deltas) is not tuple or len(self.deltas) > 64:
+            raise SchemaError("deltas must be a list of at most 64 versions")
+        if any(type(v) is not int or not 0 <= v < self.version for v in self.deltas):
+            raise SchemaError("deltas must be versions below the head's")
+        if self.signature is not None:
+            _bytes(self, "signature", 64, 64)
+
+    @property
+    def table_bytes(self) -> int:
+        """Size of the table's values."""
+        return 4 * self.rows * self.dim
+
+
+def _is_float_vector(value: object) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype == np.float32 and value.ndim == 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chunk:
+    """A part of something larger: a table, a catalogue, or an update.
+
+    Attributes
+    ----------
+    digest : bytes
+        The first eight bytes of the whole's SHA-256; chunks of the same whole have the same.
+    index, count : int
+    size : int
+        Bytes of the whole.
+    data : bytes
+    """
+
+    TYPE: ClassVar[str] = "chunk"
+    digest: bytes
+    index: int
+    count: int
+    size: int
+    data: bytes
+
+    def __post_init__(self) -> None:
+        _bytes(self, "digest", DIGEST_PREFIX_BYTES, DIGEST_PREFIX_BYTES)
+        _integer(self, "count", 1, MAX_CHUNKS)
+        _integer(self, "index", 0, self.count - 1)
+        _integer(self, "size", 1, MAX_TRANSFER_BYTES)
+        _bytes(self, "data", 1, wire.MAX_MESSAGE_BYTES)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Status:
+    """A device is there, or (as its last will) gone; retained.
+
+    Attributes
+    ----------
+    session : int
+        Grows with every connection of the device, so that an old last will is recognised.
+    incarnation : int
+        Drawn when the device's store was made.
+    version : int or None
+        The table's version on the device.
+    scorer, software : str
+        Runtime facts: which scorer runs, and the release.
+    """
+
+    TYPE: ClassVar[str] = "status"
+    online: bool
+    session: int
+    incarnation: int
+    version: int | None
+    scorer: str
+    software: str
+
+    def __post_init__(self) -> None:
+        _boolean(self, "online")
+        _integer(self, "session", 0, MAX_SEQ)
+        _integer(self, "incarnation", 0, MAX_U64)
+        if self.version is not None:
+            _integer(self, "version", 0, MAX_SEQ)
+        _text(self, "scorer", 32)
+        _text(self, "software", 64)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Update:
+    """What one local pass changed in the item table, encoded.
+
+    Attributes
+    ----------
+    instance : int
+        The aggregator instance whose table it was trained on.
+    incarnation, seq : int
+        Together they name the update for ever; a number seen before counts once.
+    base_version : int
+        Of the table that the pass started from.
+    encoding : str
+        Which of `broker.protocol.encodings` reads the body.
+    body : mapping of str to typed arrays
+    """
+
+    TYPE: ClassVar[str] = "update"
+    instance: int
+    incarnation: int
+    seq: int
+    base_version: int
+    encoding: str
+    body: Mapping[str, TypedArray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("instance", "incarnation"):
+            _integer(self, name, 0, MAX_U64)
+        _integer(self, "seq", 1, MAX_SEQ)
+        _integer(self, "base_version", 0, MAX_SEQ)
+        _identifier(self, "encoding")
+        if not isinstance(self.body, Mapping) or not 1 <= len(self.body) <= 8:
+            raise SchemaError("body must be a map of 1 to 8 typed arrays")
+        for name, value in self.body.items():
+            if type(name) is not str or not isinstance(value, np.ndarray):
+                raise SchemaError("body must map names to typed arrays")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Receipt:
+    """The aggregator's answer to an update.
+
+    Attributes
+    ----------
+    verdict : str
+        ``accepted``: journalled, will count once. ``duplicate``: was answered before, as `reason` says.
+        ``stale``: too many versions old. ``rejected``: wrong, as `reason` says. Any of them ends the
+        update's stay in the outbox.
+    version : int
+        The aggregator's newest.
+    staleness : int
+        Versions between the update's base and the newest.
+    check_in_s : float
+        Seconds until the device should look at the head again.
+    """
+
+    TYPE: ClassVar[str] = "receipt"
+    incarnation: int
+    seq: int
+    verdict: Verdict
+    reason: str
+    version: int
+    staleness: int
+    check_in_s: float
+
+    def __post_init__(self) -> None:
+        _integer(self, "incarnation", 0, MAX_U64)
+        _integer(self, "seq", 0, MAX_SEQ)
+        if self.verdict not in VERDICTS:
+            raise SchemaError(f"verdict must be one of {', '.join(VERDICTS)}, not {_shown(self.verdict)}")
+        _text(self, "reason", MAX_REASON_BYTES)
+        _integer(self, "version", 0, MAX_SEQ)
+        _integer(self, "staleness", 0, MAX_SEQ)
+        _real(self, "check_in_s", 0.0, 604800.0)
+
+
+Message: TypeAlias = Head | Chunk | Status | Update | Receipt
+_M = TypeVar("_M", Head, Chunk, Status, Update, Receipt)
+_MESSAGES: dict[str, type[Message]] = {kind.TYPE: kind for kind in (Head, Chunk, Status, Update, Receipt)}
+_NAMES: dict[type, tuple[str, ...]] = {
+    kind: tuple(f.name for f in fields(kind)) for kind in (Head, Chunk, Status, Update, Receipt, Plan)
+}
+
+
+def encode(message: Message) -> bytes:
+    """Give the message's bytes; the same message gives the same bytes."""
+    content: dict[str, Any] = {"v": PROTOCOL_VERSION, "type": message.TYPE}
+    content.update((name, getattr(message, name)) for name in _NAMES[type(message)])
+    if isinstance(message, Head):
+        content["plan"] = {name: getattr(message.plan, name) for name in _NAMES[Plan]}
+        content["deltas"] = list(message.deltas)
+    elif isinstance(message, Update):
+        content["body"] = dict(message.body)
+    return wire.dumps(content)
+
+
+def decode(payload: bytes, *expected: type[_M]) -> _M:
+    """Read a message of one of the `expected` types.
+
+    Raises
+    ------
+    MalformedError
+        When the payload is not the CBOR that the protocol allows.
+    SchemaError
+        When it is, but is not such a message.
+    """
+    content = wire.loads(payload)
+    if not isinstance(content, dict):
+        raise SchemaError(f"a message is a map, not {_shown(content)}")
+    if content.pop("v", None) != PROTOCOL_VERSION:
+        raise SchemaError(f"not a message of protocol version {PROTOCOL_VERSION}")
+    name = content.pop("type", None)
+    kind = _MESSAGES.get(name) if type(name) is str else None
+    if kind is None or kind not in expected:
+        raise SchemaError(f"the type is {_shown(name)}; expected {' or '.join(k.TYPE for k in expected)}")
+    _require_fields(content, kind)
+    if kind is Head:
+        if isinstance(content["deltas"], list):
+            content["deltas"] = tuple(content["deltas"])
+        if isinstance(content["plan"], dict):
+            _require_fields(content["plan"], Plan)
+            content["plan"] = Plan(**content["plan"])
+    return kind(**content)
+
+
+def _require_fields(content: dict[Any, Any], kind: type) -> None:
+    names = _NAMES[kind]
+    if len(content) == len(names) and all(name in content for name in names):
+        return
+    missing = [name for name in names if name not in content]
+    unknown = [str(name)[:40] for name in content if name not in names]
+    problem = [f"without {', '.join(missing)}"] * bool(missing)
+    problem += [f"with the unknown field {', '.join(unknown[:3])}"] * bool(unknown)
+    raise SchemaError(f"a {kind.__name__.lower()} {' and '.join(problem)}")
