@@ -5,6 +5,7 @@ for users, and a test holds the two together.
 """
 
 from enum import IntEnum
+from typing import Self
 
 from broker import errors
 
@@ -14,7 +15,7 @@ class ExitCode(IntEnum):
 
     help: str
 
-    def __new__(cls, value: int, help_text: str) -> "ExitCode":
+    def __new__(cls, value: int, help_text: str) -> Self:
         """Attach the help to the number."""
         member = int.__new__(cls, value)
         member._value_ = value

@@ -1,0 +1,1 @@
+"""The server: the round-closing core, its store, and the service that runs them."""

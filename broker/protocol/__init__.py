@@ -1,0 +1,1 @@
+"""The wire: topics, messages, chunks, table versions and update encodings."""

@@ -86,7 +86,7 @@ class Plan:
     check_in_s : float
         Seconds between a device's receipt and its next look at the head.
     max_idle_passes : int
-        Contributing passes that a device makes without a new interaction before it rests.
+        Passes that a device makes without a new interaction before it rests.
     """
 
     lr: float
@@ -362,8 +362,14 @@ def encode(message: Message) -> bytes:
     return wire.dumps(content)
 
 
-def decode(payload: bytes, *expected: type[_M]) -> _M:
+def decode(payload: bytes, *expected: type[_M], max_bytes: int = wire.MAX_MESSAGE_BYTES) -> _M:
     """Read a message of one of the `expected` types.
+
+    Parameters
+    ----------
+    max_bytes : int
+        The largest payload to look at; larger than the default only for an update put together from
+        chunks.
 
     Raises
     ------
@@ -372,7 +378,7 @@ def decode(payload: bytes, *expected: type[_M]) -> _M:
     SchemaError
         When it is, but is not such a message.
     """
-    content = wire.loads(payload)
+    content = wire.loads(payload, max_bytes)
     if not isinstance(content, dict):
         raise SchemaError(f"a message is a map, not {_shown(content)}")
     if content.pop("v", None) != PROTOCOL_VERSION:

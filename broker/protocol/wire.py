@@ -44,8 +44,14 @@ def _typed_array(encoder: cbor2.CBOREncoder, value: object) -> None:
     encoder.encode(cbor2.CBORTag(tag, value.astype(_DTYPE_OF_TAG[tag], copy=False).tobytes()))
 
 
-def loads(payload: bytes) -> object:
+def loads(payload: bytes, max_bytes: int = MAX_MESSAGE_BYTES) -> object:
     """Decode one message.
+
+    Parameters
+    ----------
+    max_bytes : int
+        The largest payload to look at; larger than the default only for a message put together from
+        chunks.
 
     Returns
     -------
@@ -57,8 +63,8 @@ def loads(payload: bytes) -> object:
     MalformedError
         When the payload is not exactly one item of the allowed subset.
     """
-    if len(payload) > MAX_MESSAGE_BYTES:
-        raise MalformedError(f"{len(payload)} bytes; a message has at most {MAX_MESSAGE_BYTES}")
+    if len(payload) > max_bytes:
+        raise MalformedError(f"{len(payload)} bytes; at most {max_bytes} are allowed here")
     _check_structure(payload)
     try:
         return cbor2.loads(payload, tag_hook=_array_of_tag)

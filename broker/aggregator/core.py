@@ -1,0 +1,358 @@
+"""The aggregator's decisions, without input or output.
+
+Theory of operation
+-------------------
+Events go in (`update_received`, `device_seen`, `tick`), commands come out, in the order in which the service
+must carry them out. The core never waits, reads a clock or touches a store; the time is an argument,
+in seconds of any clock that does not run backwards.
+
+An update's verdict is decided on arrival, against the version that is newest at that moment:
+
+* its (device, incarnation, seq) was answered before: ``duplicate``, with the first verdict in the reason;
+* it is older than `max_staleness` versions: ``stale``;
+* it cannot be applied: ``rejected``, with the reason;
+* otherwise ``accepted``: its change goes into the open round at once, in arrival order.
+
+Every first verdict is journalled, whatever it is, so that each (device, incarnation, seq) counts once:
+updates made = counted + stale + rejected. Sequence numbers of a device only grow, so the newest one
+with its verdict is all that must be remembered.
+
+A round closes when `buffer` updates were accepted, or `deadline_s` after its first one. The service stores
+the outcome of a whole batch of events in one transaction; only afterwards may anything be acknowledged
+or published. Therefore `ReplyReceipt` and `PublishVersion` are commands to be carried out after the
+`Journal` and `CloseRound` commands of the same batch are durable.
+
+Two invariants, held by tests with random event orders: versions only grow, by one for each closed
+round; and no accepted update is in more than one round, or in none once its round closed.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from broker.errors import EncodingError
+from broker.protocol.encodings import ENCODINGS, SparseChange
+from broker.protocol.messages import Receipt, Update, Verdict
+from trainer.aggregation import Accumulator, Strategy
+from trainer.errors import ParameterError
+from trainer.params import Floats
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundSettings:
+    """When rounds close and what they take.
+
+    Attributes
+    ----------
+    buffer : int
+        Accepted updates that close a round.
+    deadline_s : float or None
+        Seconds after a round's first accepted update that close it too; None waits for ever.
+    max_staleness : int
+        Versions that an update may be behind.
+    population : int or None
+        Clients of the fleet; None counts those seen.
+    check_in_s : float
+        Seconds that receipts tell devices to wait.
+    """
+
+    buffer: int = 32
+    deadline_s: float | None = 30.0
+    max_staleness: int = 10
+    population: int | None = None
+    check_in_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.buffer <= 1_000_000:
+            raise ParameterError(f"buffer is {self.buffer}; it must lie between 1 and 1000000")
+        if self.deadline_s is not None and not 0.01 <= self.deadline_s <= 604_800:
+            raise ParameterError(
+                f"the deadline is {self.deadline_s} s; it must lie between 0.01 s and 7 days"
+            )
+        if not 0 <= self.max_staleness <= 100_000:
+            raise ParameterError(f"max_staleness is {self.max_staleness}; it must lie between 0 and 100000")
+        if self.population is not None and self.population < 1:
+            raise ParameterError(f"population is {self.population}; a fleet has at least one client")
+        if not 0.0 <= self.check_in_s <= 604_800:
+            raise ParameterError(f"check_in_s is {self.check_in_s}; it must lie between 0 s and 7 days")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answered:
+    """The newest sequence number of one incarnation of a device, and its first verdict."""
+
+    seq: int
+    verdict: Verdict
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class JournalEntry:
+    """One update with its first verdict, as it must be remembered.
+
+    Attributes
+    ----------
+    body : bytes or None
+        The encoded update if it was accepted: needed until its round is closed.
+    """
+
+    device: str
+    incarnation: int
+    seq: int
+    verdict: Verdict
+    staleness: int
+    base_version: int
+    body: bytes | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ClosedRound:
+    """A server round's outcome.
+
+    Attributes
+    ----------
+    version : int
+        The version that it made.
+    table : ndarray, shape (n_items, dim), float32
+    updates : int
+        How many it counted.
+    staleness_sum : int
+    bytes_up : int
+        Of the encoded updates.
+    by_deadline : bool
+        Whether the deadline closed it, not the number of updates.
+    """
+
+    version: int
+    table: Floats
+    updates: int
+    staleness_sum: int
+    bytes_up: int
+    by_deadline: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Journal:
+    """Store the entry, durably, before anything after it in this batch is published."""
+
+    entry: JournalEntry
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CloseRound:
+    """Store the new version and mark all accepted, unspent journal entries as its own."""
+
+    round: ClosedRound
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReplyReceipt:
+    """Send a receipt to a device."""
+
+    device: str
+    receipt: Receipt
+
+
+@dataclass(frozen=True, slots=True)
+class PublishVersion:
+    """Publish the newest version; of several in a batch the last is enough."""
+
+    version: int
+
+
+Command: TypeAlias = Journal | CloseRound | ReplyReceipt | PublishVersion
+
+
+@dataclass(kw_only=True, slots=True)
+class CoreState:
+    """What the store gives back after a restart.
+
+    Attributes
+    ----------
+    instance : int
+        Identifies the directory; updates for another are rejected.
+    table : ndarray, shape (n_items, dim), float32
+        Of `version`.
+    answered : dict
+        From (device, incarnation).
+    seen : set of str
+        Devices that ever showed a status or sent an update.
+    """
+
+    instance: int
+    version: int
+    table: Floats
+    answered: dict[tuple[str, int], Answered] = field(default_factory=dict)
+    seen: set[str] = field(default_factory=set)
+
+
+class AggregatorCore:
+    """Decides about updates and closes rounds.
+
+    Parameters
+    ----------
+    pending : iterable of (Update, int, int)
+        Updates that were accepted but not counted before a restart, in journal order, with the staleness
+        they were accepted with and their encoded size.
+    """
+
+    def __init__(
+        self,
+        settings: RoundSettings,
+        strategy: Strategy,
+        state: CoreState,
+        pending: Iterable[tuple[Update, int, int]] = (),
+    ) -> None:
+        self.settings = settings
+        self._strategy = strategy
+        self._state = state
+        self._opened_at: float | None = None
+        self._open_round()
+        for update, staleness, size in pending:
+            change = ENCODINGS[update.encoding].decode(update.body, *state.table.shape)
+            self._count(change, staleness, size)
+
+    @property
+    def version(self) -> int:
+        """The newest version."""
+        return self._state.version
+
+    @property
+    def table(self) -> Floats:
+        """The table of the newest version; shape (n_items, dim), float32; never changed in place."""
+        return self._state.table
+
+    @property
+    def instance(self) -> int:
+        """The instance whose versions these are."""
+        return self._state.instance
+
+    @property
+    def buffered(self) -> int:
+        """How many updates the open round has."""
+        return self._sum.count
+
+    @property
+    def population(self) -> int:
+        """How many clients the fleet has."""
+        return self.settings.population or max(1, len(self._state.seen))
+
+    @property
+    def wake_at(self) -> float | None:
+        """When `tick` should be called next: the open round's deadline; None if nothing waits."""
+        if self._sum.count == 0 or self._opened_at is None or self.settings.deadline_s is None:
+            return None
+        return self._opened_at + self.settings.deadline_s
+
+    def device_seen(self, device: str) -> bool:
+        """Note that a device exists; tell whether that is news."""
+        if device in self._state.seen:
+            return False
+        self._state.seen.add(device)
+        return True
+
+    def update_received(self, device: str, update: Update, payload: bytes, now: float) -> list[Command]:
+        """Decide about one update.
+
+        Parameters
+        ----------
+        payload : bytes
+            The encoded update, kept in the journal if it is accepted.
+        """
+        self.device_seen(device)
+        key = (device, update.incarnation)
+        before = self._state.answered.get(key)
+        if before is not None and update.seq <= before.seq:
+            reason = f"answered before: {before.verdict if update.seq == before.seq else 'superseded'}"
+            return [self._reply(device, update, "duplicate", reason)]
+        staleness = max(0, self.version - update.base_version)
+        verdict, reason, change = self._judge(update, staleness)
+        self._state.answered[key] = Answered(seq=update.seq, verdict=verdict)
+        entry = JournalEntry(
+            device=device,
+            incarnation=update.incarnation,
+            seq=update.seq,
+            verdict=verdict,
+            staleness=staleness,
+            base_version=update.base_version,
+            body=payload if change is not None else None,
+        )
+        reply = self._reply(device, update, verdict, reason)
+        if change is None:
+            return [Journal(entry), reply]
+        self._count(change, staleness, len(payload))
+        if self._opened_at is None:
+            self._opened_at = now
+        commands: list[Command] = [Journal(entry), reply]
+        if self._sum.count >= self.settings.buffer:
+            commands += self._close(by_deadline=False)
+        return commands
+
+    def tick(self, now: float) -> list[Command]:
+        """Close the open round if its deadline has passed."""
+        if self._sum.count and self._opened_at is None:
+            # Updates from before a restart: their deadline starts again, as the clock may have.
+            self._opened_at = now
+        wake_at = self.wake_at
+        if self._sum.count >= self.settings.buffer:
+            return self._close(by_deadline=False)
+        return self._close(by_deadline=True) if wake_at is not None and now >= wake_at else []
+
+    def _judge(self, update: Update, staleness: int) -> tuple[Verdict, str, SparseChange | None]:
+        if update.instance != self._state.instance:
+            return (
+                "rejected",
+                "trained on the table of another aggregator directory; fetch the head again",
+                None,
+            )
+        if update.base_version > self.version:
+            return "rejected", f"base version {update.base_version} does not exist yet", None
+        encoding = ENCODINGS.get(update.encoding)
+        if encoding is None:
+            return "rejected", f"unknown encoding; this aggregator reads {', '.join(ENCODINGS)}", None
+        try:
+            change = encoding.decode(update.body, *self._state.table.shape)
+        except EncodingError as error:
+            return "rejected", str(error), None
+        if staleness > self.settings.max_staleness:
+            return "stale", f"{staleness} versions old; at most {self.settings.max_staleness} count", None
+        return "accepted", "", change
+
+    def _count(self, change: SparseChange, staleness: int, size: int) -> None:
+        self._sum.add(change.rows, change.change, self._strategy.weight(staleness))
+        self._staleness_sum += staleness
+        self._bytes_up += size
+
+    def _open_round(self) -> None:
+        self._sum = Accumulator(*self._state.table.shape)
+        self._staleness_sum = 0
+        self._bytes_up = 0
+        self._opened_at = None
+
+    def _close(self, *, by_deadline: bool) -> list[Command]:
+        change = self._strategy.change(self._sum, self.population)
+        change += self._state.table
+        change.flags.writeable = False
+        self._state.version += 1
+        self._state.table = change
+        closed = ClosedRound(
+            version=self._state.version,
+            table=change,
+            updates=self._sum.count,
+            staleness_sum=self._staleness_sum,
+            bytes_up=self._bytes_up,
+            by_deadline=by_deadline,
+        )
+        self._open_round()
+        return [CloseRound(closed), PublishVersion(closed.version)]
+
+    def _reply(self, device: str, update: Update, verdict: Verdict, reason: str) -> ReplyReceipt:
+        receipt = Receipt(
+            incarnation=update.incarnation,
+            seq=update.seq,
+            verdict=verdict,
+            reason=reason,
+            version=self.version,
+            staleness=max(0, self.version - update.base_version),
+            check_in_s=self.settings.check_in_s,
+        )
+        return ReplyReceipt(device, receipt)

@@ -1,0 +1,185 @@
+"""A directory of ours: made, locked against a second process, and its failures named.
+
+Both programs that keep a directory (aggregator and device) use it. It does not know what is inside.
+"""
+
+import errno
+import fcntl
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from broker.errors import (
+    CorruptError,
+    DiskFullError,
+    FileUnreadableError,
+    InUseError,
+    NotInitialisedError,
+    NotWritableError,
+    PFedRecError,
+)
+
+_LOCK_NAME = "lock"
+_NEARLY_NOTHING_BYTES = 64 * 1024
+_SQLITE_CODE_MASK = 0xFF
+"""Extended result codes carry the primary one in their low byte (sqlite.org/rescode.html)."""
+_BUSY_TIMEOUT_S = 30.0
+
+
+@contextmanager
+def named_failures(path: Path) -> Iterator[None]:
+    """Turn what the file system and SQLite raise about `path` into errors with one clear sentence.
+
+    Raises
+    ------
+    DiskFullError, NotWritableError, CorruptError, InUseError
+    """
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise sqlite_failure(error, path) from error
+    except OSError as error:
+        raise _os_failure(error, path) from error
+
+
+def _os_failure(error: OSError, path: Path) -> PFedRecError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return _disk_full(path)
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return NotWritableError(f"{path} cannot be written: {reason.lower()}; choose another directory")
+
+
+def _disk_full(path: Path) -> DiskFullError:
+    return DiskFullError(f"no space is left for {path}; free some and start again, nothing was lost")
+
+
+def sqlite_failure(error: sqlite3.Error, path: Path) -> PFedRecError:
+    """Give the named error for what SQLite raised about the database `path`."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & _SQLITE_CODE_MASK
+    match code:
+        case sqlite3.SQLITE_FULL:
+            return _disk_full(path)
+        case sqlite3.SQLITE_IOERR if _free_bytes(path) < _NEARLY_NOTHING_BYTES:
+            return _disk_full(path)
+        case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
+            return CorruptError(
+                f"{path} is damaged ({error}); restore it from a backup or init a new directory"
+            )
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            return InUseError(f"{path} is locked by another process; end it or wait, then call again")
+    return NotWritableError(f"{path} cannot be used: {error}; check the directory and its permissions")
+
+
+def _free_bytes(path: Path) -> int:
+    try:
+        return shutil.disk_usage(path.parent).free
+    except OSError:
+        return 0
+
+
+def make_directory(path: Path) -> None:
+    """Make `path` and its parents where missing, and prove that a file can be written in it.
+
+    Raises
+    ------
+    DiskFullError, NotWritableError
+    """
+    with named_failures(path):
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".probe-{os.getpid()}"
+        try:
+            probe.write_bytes(b"pfedrec")
+        finally:
+            probe.unlink(missing_ok=True)
+
+
+def require_initialised(path: Path, marker: str, command: str) -> None:
+    """Check that `path` holds the file `marker`, which ``init`` writes last.
+
+    Raises
+    ------
+    NotInitialisedError
+        With the command to run.
+    """
+    if not (path / marker).is_file():
+        raise NotInitialisedError(f"{path} has no {marker}; set the directory up with: {command}")
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold the directory's lock; it ends with the process, however that ends.
+
+    Raises
+    ------
+    InUseError
+        When another process holds it.
+    DiskFullError, NotWritableError
+    """
+    with named_failures(path):
+        handle = os.open(path / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InUseError(f"{path} is in use by another process; end that one first") from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def read_file(path: Path) -> bytes:
+    """Read a file that the user named.
+
+    Raises
+    ------
+    FileUnreadableError
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        reason = os.strerror(error.errno).lower() if error.errno else str(error)
+        raise FileUnreadableError(f"{path} cannot be read: {reason}") from error
+
+
+def write_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
+    """Replace `path` whole or not at all, durably.
+
+    Raises
+    ------
+    DiskFullError, NotWritableError
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with named_failures(path):
+        try:
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def connect_sqlite(path: Path) -> sqlite3.Connection:
+    """Open a database in WAL mode with full durability; transactions are begun by hand.
+
+    Raises
+    ------
+    CorruptError, DiskFullError, InUseError, NotWritableError
+    """
+    with named_failures(path):
+        connection = sqlite3.connect(
+            path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+        )
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA foreign_keys = ON")
+        except sqlite3.Error:
+            connection.close()
+            raise
+    return connection
