@@ -8,6 +8,7 @@ import fcntl
 import os
 import shutil
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,10 +43,12 @@ def named_failures(path: Path) -> Iterator[None]:
     except sqlite3.Error as error:
         raise sqlite_failure(error, path) from error
     except OSError as error:
-        raise _os_failure(error, path) from error
+        raise os_failure(error, path) from error
 
 
-def _os_failure(error: OSError, path: Path) -> PFedRecError:
+def os_failure(error: OSError, path: Path | None) -> PFedRecError:
+    """Give the named error for what the operating system said about `path` (None: as the error says)."""
+    path = path or Path(str(error.filename or "the output"))
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return _disk_full(path)
     reason = os.strerror(error.errno) if error.errno else str(error)
@@ -108,6 +111,18 @@ def require_initialised(path: Path, marker: str, command: str) -> None:
         raise NotInitialisedError(f"{path} has no {marker}; set the directory up with: {command}")
 
 
+def _lock(handle: int, path: Path) -> None:
+    # A few tries, as `is_in_use` holds the lock for a moment.
+    for wait_s in (0.01, 0.05, 0.1, 0.0):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(wait_s)
+        else:
+            return
+    raise InUseError(f"{path} is in use by another process; end that one first")
+
+
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
     """Hold the directory's lock; it ends with the process, however that ends.
@@ -121,13 +136,19 @@ def exclusive(path: Path) -> Iterator[None]:
     with named_failures(path):
         handle = os.open(path / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InUseError(f"{path} is in use by another process; end that one first") from None
+        _lock(handle, path)
         yield
     finally:
         os.close(handle)
+
+
+def is_in_use(path: Path) -> bool:
+    """Tell whether a process holds the directory's lock: a look, which may be out of date at once."""
+    try:
+        with exclusive(path):
+            return False
+    except InUseError:
+        return True
 
 
 def read_file(path: Path) -> bytes:

@@ -1,0 +1,1 @@
+"""The device: what runs beside one user, and keeps what is theirs."""

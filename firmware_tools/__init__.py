@@ -1,0 +1,1 @@
+"""Build-time tools: models for devices and microcontrollers."""

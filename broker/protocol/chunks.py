@@ -4,15 +4,9 @@ import hashlib
 from collections.abc import Iterator
 
 from broker.errors import HashMismatchError, TransferError
-from broker.protocol.messages import DIGEST_PREFIX_BYTES, Chunk
+from broker.protocol.messages import CHUNK_BYTES, DIGEST_PREFIX_BYTES, Chunk, chunk_count
 
-CHUNK_BYTES = 120 * 1024
-"""Data in one chunk; with its envelope it stays below `wire.MAX_MESSAGE_BYTES`."""
-
-
-def chunk_count(size: int) -> int:
-    """Give how many chunks `size` bytes take."""
-    return max(1, -(-size // CHUNK_BYTES))
+__all__ = ["CHUNK_BYTES", "Assembly", "chunk_count", "cut"]
 
 
 def cut(whole: bytes, sha256: bytes) -> Iterator[Chunk]:

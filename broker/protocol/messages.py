@@ -5,7 +5,6 @@ first. A message with an unknown, missing or ill-typed field is refused: what tw
 written down in ``docs/protocol.cddl`` and changes with the version in the topic.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar, get_args
@@ -14,9 +13,18 @@ import numpy as np
 
 from broker.errors import SchemaError
 from broker.protocol import wire
-from broker.protocol.topics import PROTOCOL_VERSION, checked_id
-from broker.protocol.wire import TypedArray
-from trainer.errors import ParameterError
+from broker.protocol.checks import (
+    require_boolean,
+    require_bytes,
+    require_choice,
+    require_identifier,
+    require_integer,
+    require_real,
+    require_text,
+    shown,
+)
+from broker.protocol.topics import PROTOCOL_VERSION
+from broker.protocol.wire import TypedArray, is_typed_array
 from trainer.params import MAX_DIM, Floats, Hyperparameters
 
 MAX_U64 = 2**64 - 1
@@ -24,6 +32,8 @@ MAX_SEQ = 2**53
 """Versions and sequence numbers stay exact in every language's and database's numbers."""
 MAX_ITEMS_IN_CATALOGUE = 4_000_000
 MAX_CHUNKS = 65_536
+CHUNK_BYTES = 120 * 1024
+"""Data in one chunk; with its envelope it stays below `wire.MAX_MESSAGE_BYTES`."""
 MAX_TRANSFER_BYTES = 1 << 30
 MAX_REASON_BYTES = 400
 DIGEST_PREFIX_BYTES = 8
@@ -32,45 +42,9 @@ Verdict = Literal["accepted", "duplicate", "stale", "rejected"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 
 
-def _integer(message: object, name: str, low: int, high: int) -> None:
-    value = getattr(message, name)
-    if type(value) is not int or not low <= value <= high:
-        raise SchemaError(f"{name} must be an integer from {low} to {high}, not {_shown(value)}")
-
-
-def _real(message: object, name: str, low: float, high: float) -> None:
-    value = getattr(message, name)
-    if type(value) is not float or not math.isfinite(value) or not low <= value <= high:
-        raise SchemaError(f"{name} must be a float from {low:g} to {high:g}, not {_shown(value)}")
-
-
-def _text(message: object, name: str, max_bytes: int) -> None:
-    value = getattr(message, name)
-    if type(value) is not str or len(value) > max_bytes or len(value.encode()) > max_bytes:
-        raise SchemaError(f"{name} must be text of at most {max_bytes} bytes, not {_shown(value)}")
-
-
-def _bytes(message: object, name: str, low: int, high: int) -> None:
-    value = getattr(message, name)
-    if type(value) is not bytes or not low <= len(value) <= high:
-        raise SchemaError(f"{name} must be {low} to {high} bytes, not {_shown(value)}")
-
-
-def _identifier(message: object, name: str) -> None:
-    value = getattr(message, name)
-    try:
-        checked_id(value if type(value) is str else "", name)
-    except ParameterError as error:
-        raise SchemaError(str(error)) from None
-
-
-def _boolean(message: object, name: str) -> None:
-    if type(getattr(message, name)) is not bool:
-        raise SchemaError(f"{name} must be true or false, not {_shown(getattr(message, name))}")
-
-
-def _shown(value: object) -> str:
-    return f"{type(value).__name__} {repr(value)[:60]}"
+def chunk_count(size: int) -> int:
+    """Give how many chunks `size` bytes take."""
+    return max(1, -(-size // CHUNK_BYTES))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,13 +72,13 @@ class Plan:
     max_idle_passes: int
 
     def __post_init__(self) -> None:
-        _real(self, "lr", 0.0, 1e9)
-        _real(self, "item_lr", 0.0, 1e9)
-        _integer(self, "negatives", 1, 1000)
-        _integer(self, "batch_size", 1, 65536)
-        _identifier(self, "encoding")
-        _real(self, "check_in_s", 0.0, 604800.0)
-        _integer(self, "max_idle_passes", 1, 1_000_000)
+        require_real(self, "lr", 0.0, 1e9)
+        require_real(self, "item_lr", 0.0, 1e9)
+        require_integer(self, "negatives", 1, 1000)
+        require_integer(self, "batch_size", 1, 65536)
+        require_identifier(self, "encoding")
+        require_real(self, "check_in_s", 0.0, 604800.0)
+        require_integer(self, "max_idle_passes", 1, 1_000_000)
 
     @property
     def hyperparameters(self) -> Hyperparameters:
@@ -166,41 +140,45 @@ class Head:
     signature: bytes | None = None
 
     def __post_init__(self) -> None:
-        _integer(self, "instance", 0, MAX_U64)
+        require_integer(self, "instance", 0, MAX_U64)
         for name in ("session", "version"):
-            _integer(self, name, 0, MAX_SEQ)
-        _integer(self, "rows", 1, MAX_ITEMS_IN_CATALOGUE)
-        _integer(self, "dim", 1, MAX_DIM)
+            require_integer(self, name, 0, MAX_SEQ)
+        require_integer(self, "rows", 1, MAX_ITEMS_IN_CATALOGUE)
+        require_integer(self, "dim", 1, MAX_DIM)
         if self.table_bytes > MAX_TRANSFER_BYTES:
             raise SchemaError(f"a table of {self.table_bytes} bytes; at most {MAX_TRANSFER_BYTES} are sent")
         for name in ("sha256", "catalogue_sha256"):
-            _bytes(self, name, 32, 32)
-        _integer(self, "slot", 0, 1)
-        for name in ("chunks", "catalogue_chunks"):
-            _integer(self, name, 1, MAX_CHUNKS)
+            require_bytes(self, name, 32, 32)
+        require_integer(self, "slot", 0, 1)
+        require_integer(self, "chunks", 1, MAX_CHUNKS)
         # Append-only: the catalogue may be one step ahead of a table, never behind.
-        _integer(self, "catalogue_rows", self.rows, MAX_ITEMS_IN_CATALOGUE)
-        _integer(self, "catalogue_bytes", 1, MAX_TRANSFER_BYTES)
+        require_integer(self, "catalogue_rows", self.rows, MAX_ITEMS_IN_CATALOGUE)
+        require_integer(self, "catalogue_bytes", 1, MAX_TRANSFER_BYTES)
+        require_integer(self, "catalogue_chunks", 1, MAX_CHUNKS)
+        expected = (chunk_count(self.table_bytes), chunk_count(self.catalogue_bytes))
+        if (self.chunks, self.catalogue_chunks) != expected:
+            raise SchemaError(f"chunks and catalogue_chunks must be {expected[0]} and {expected[1]}")
         if not isinstance(self.plan, Plan):
             raise SchemaError("plan must be a map")
-        if not _is_float_vector(self.w) or self.w.shape != (self.dim,) or not np.isfinite(self.w).all():
+        if (
+            not is_typed_array(self.w)
+            or self.w.dtype != np.float32
+            or self.w.shape != (self.dim,)
+            or not np.isfinite(self.w).all()
+        ):
             raise SchemaError(f"w must be {self.dim} finite float32 values")
-        _real(self, "b", -1e30, 1e30)
+        require_real(self, "b", -1e30, 1e30)
         if type(self.deltas) is not tuple or len(self.deltas) > 64:
             raise SchemaError("deltas must be a list of at most 64 versions")
         if any(type(v) is not int or not 0 <= v < self.version for v in self.deltas):
             raise SchemaError("deltas must be versions below the head's")
         if self.signature is not None:
-            _bytes(self, "signature", 64, 64)
+            require_bytes(self, "signature", 64, 64)
 
     @property
     def table_bytes(self) -> int:
         """Size of the table's values."""
         return 4 * self.rows * self.dim
-
-
-def _is_float_vector(value: object) -> bool:
-    return isinstance(value, np.ndarray) and value.dtype == np.float32 and value.ndim == 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -225,11 +203,11 @@ class Chunk:
     data: bytes
 
     def __post_init__(self) -> None:
-        _bytes(self, "digest", DIGEST_PREFIX_BYTES, DIGEST_PREFIX_BYTES)
-        _integer(self, "count", 1, MAX_CHUNKS)
-        _integer(self, "index", 0, self.count - 1)
-        _integer(self, "size", 1, MAX_TRANSFER_BYTES)
-        _bytes(self, "data", 1, wire.MAX_MESSAGE_BYTES)
+        require_bytes(self, "digest", DIGEST_PREFIX_BYTES, DIGEST_PREFIX_BYTES)
+        require_integer(self, "count", 1, MAX_CHUNKS)
+        require_integer(self, "index", 0, self.count - 1)
+        require_integer(self, "size", 1, MAX_TRANSFER_BYTES)
+        require_bytes(self, "data", 1, CHUNK_BYTES)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -257,13 +235,13 @@ class Status:
     software: str
 
     def __post_init__(self) -> None:
-        _boolean(self, "online")
-        _integer(self, "session", 0, MAX_SEQ)
-        _integer(self, "incarnation", 0, MAX_U64)
+        require_boolean(self, "online")
+        require_integer(self, "session", 0, MAX_SEQ)
+        require_integer(self, "incarnation", 0, MAX_U64)
         if self.version is not None:
-            _integer(self, "version", 0, MAX_SEQ)
-        _text(self, "scorer", 32)
-        _text(self, "software", 64)
+            require_integer(self, "version", 0, MAX_SEQ)
+        require_text(self, "scorer", 32)
+        require_text(self, "software", 64)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -293,14 +271,14 @@ class Update:
 
     def __post_init__(self) -> None:
         for name in ("instance", "incarnation"):
-            _integer(self, name, 0, MAX_U64)
-        _integer(self, "seq", 1, MAX_SEQ)
-        _integer(self, "base_version", 0, MAX_SEQ)
-        _identifier(self, "encoding")
+            require_integer(self, name, 0, MAX_U64)
+        require_integer(self, "seq", 1, MAX_SEQ)
+        require_integer(self, "base_version", 0, MAX_SEQ)
+        require_identifier(self, "encoding")
         if not isinstance(self.body, Mapping) or not 1 <= len(self.body) <= 8:
             raise SchemaError("body must be a map of 1 to 8 typed arrays")
         for name, value in self.body.items():
-            if type(name) is not str or not isinstance(value, np.ndarray):
+            if type(name) is not str or not is_typed_array(value):
                 raise SchemaError("body must map names to typed arrays")
 
 
@@ -332,18 +310,17 @@ class Receipt:
     check_in_s: float
 
     def __post_init__(self) -> None:
-        _integer(self, "incarnation", 0, MAX_U64)
-        _integer(self, "seq", 0, MAX_SEQ)
-        if self.verdict not in VERDICTS:
-            raise SchemaError(f"verdict must be one of {', '.join(VERDICTS)}, not {_shown(self.verdict)}")
-        _text(self, "reason", MAX_REASON_BYTES)
-        _integer(self, "version", 0, MAX_SEQ)
-        _integer(self, "staleness", 0, MAX_SEQ)
-        _real(self, "check_in_s", 0.0, 604800.0)
+        require_integer(self, "incarnation", 0, MAX_U64)
+        require_integer(self, "seq", 0, MAX_SEQ)
+        require_choice(self, "verdict", VERDICTS)
+        require_text(self, "reason", MAX_REASON_BYTES)
+        require_integer(self, "version", 0, MAX_SEQ)
+        require_integer(self, "staleness", 0, MAX_SEQ)
+        require_real(self, "check_in_s", 0.0, 604800.0)
 
 
 Message: TypeAlias = Head | Chunk | Status | Update | Receipt
-_M = TypeVar("_M", Head, Chunk, Status, Update, Receipt)
+_M = TypeVar("_M", bound="Message")
 _MESSAGES: dict[str, type[Message]] = {kind.TYPE: kind for kind in (Head, Chunk, Status, Update, Receipt)}
 _NAMES: dict[type, tuple[str, ...]] = {
     kind: tuple(f.name for f in fields(kind)) for kind in (Head, Chunk, Status, Update, Receipt, Plan)
@@ -380,13 +357,14 @@ def decode(payload: bytes, *expected: type[_M], max_bytes: int = wire.MAX_MESSAG
     """
     content = wire.loads(payload, max_bytes)
     if not isinstance(content, dict):
-        raise SchemaError(f"a message is a map, not {_shown(content)}")
-    if content.pop("v", None) != PROTOCOL_VERSION:
+        raise SchemaError(f"a message is a map, not {shown(content)}")
+    version = content.pop("v", None)
+    if type(version) is not int or version != PROTOCOL_VERSION:
         raise SchemaError(f"not a message of protocol version {PROTOCOL_VERSION}")
     name = content.pop("type", None)
     kind = _MESSAGES.get(name) if type(name) is str else None
     if kind is None or kind not in expected:
-        raise SchemaError(f"the type is {_shown(name)}; expected {' or '.join(k.TYPE for k in expected)}")
+        raise SchemaError(f"the type is {shown(name)}; expected {' or '.join(k.TYPE for k in expected)}")
     _require_fields(content, kind)
     if kind is Head:
         if isinstance(content["deltas"], list):
@@ -402,7 +380,7 @@ def _require_fields(content: dict[Any, Any], kind: type) -> None:
     if len(content) == len(names) and all(name in content for name in names):
         return
     missing = [name for name in names if name not in content]
-    unknown = [str(name)[:40] for name in content if name not in names]
+    unknown = [ascii(name)[:42] for name in content if name not in names]
     problem = [f"without {', '.join(missing)}"] * bool(missing)
     problem += [f"with the unknown field {', '.join(unknown[:3])}"] * bool(unknown)
     raise SchemaError(f"a {kind.__name__.lower()} {' and '.join(problem)}")

@@ -116,7 +116,7 @@ class FleetTopics:
             case ["device", device, ("status" | "update" | "receipt") as kind] if _ID.fullmatch(device):
                 return Address(kind, device=device)
             case _:
-                raise SchemaError(f"the topic {topic[:120]!r} is not one of fleet {self.fleet}")
+                raise SchemaError(f"the topic {ascii(topic)[:120]} is not one of fleet {self.fleet}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,5 +65,5 @@ def catalogue_from_bytes(content: bytes, head: Head) -> tuple[str, ...]:
         raise SchemaError(f"the catalogue is not {head.catalogue_rows} distinct lines")
     for key in keys:
         if not key or not key.isprintable() or len(key.encode()) > MAX_KEY_BYTES:
-            raise SchemaError(f"{key[:40]!r} is no item key")
+            raise SchemaError(f"{ascii(key)[:42]} is no item key")
     return tuple(keys)

@@ -4,10 +4,10 @@ The payload is walked once before anything is built from it. The walk allows wha
 nothing else: integers, text, bytes, arrays, maps, float32/float64, true, false, null, and three typed
 arrays; no indefinite length, no other tag, a bounded depth and number of items, and no length
 beyond the payload's end. What is built afterwards is therefore never larger than a small multiple of the
-payload.
+payload. A map that repeats a key is refused too: two readers could understand it differently.
 """
 
-from typing import Final
+from typing import Final, TypeGuard
 
 import cbor2
 import numpy as np
@@ -28,7 +28,7 @@ _DTYPE_OF_TAG: Final[dict[int, np.dtype[np.generic]]] = {
     72: np.dtype("i1"),  # sint8
     85: np.dtype("<f4"),  # binary32, little endian
 }
-_TAG_OF_KIND: Final = {"u": 70, "i": 72, "f": 85}
+_TAG_OF_DTYPE: Final = {dtype: tag for tag, dtype in _DTYPE_OF_TAG.items()}
 _SIZE_OF_ADDITIONAL: Final = {24: 1, 25: 2, 26: 4, 27: 8}
 
 
@@ -38,10 +38,18 @@ def dumps(value: object) -> bytes:
 
 
 def _typed_array(encoder: cbor2.CBOREncoder, value: object) -> None:
+    if not is_typed_array(value):
+        raise TypeError(f"cannot encode {type(value).__name__} {getattr(value, 'dtype', '')}".rstrip())
+    little_endian = value.dtype.newbyteorder("<")
+    tag = _TAG_OF_DTYPE[little_endian]
+    encoder.encode(cbor2.CBORTag(tag, value.astype(little_endian, copy=False).tobytes()))
+
+
+def is_typed_array(value: object) -> TypeGuard[TypedArray]:
+    """Tell whether `value` is a one-dimensional array of a dtype that a message can carry."""
     if not isinstance(value, np.ndarray) or value.ndim != 1:
-        raise TypeError(f"cannot encode {type(value).__name__}")
-    tag = _TAG_OF_KIND[value.dtype.kind]
-    encoder.encode(cbor2.CBORTag(tag, value.astype(_DTYPE_OF_TAG[tag], copy=False).tobytes()))
+        return False
+    return value.dtype.newbyteorder("<") in _TAG_OF_DTYPE
 
 
 def loads(payload: bytes, max_bytes: int = MAX_MESSAGE_BYTES) -> object:
@@ -65,11 +73,20 @@ def loads(payload: bytes, max_bytes: int = MAX_MESSAGE_BYTES) -> object:
     """
     if len(payload) > max_bytes:
         raise MalformedError(f"{len(payload)} bytes; at most {max_bytes} are allowed here")
-    _check_structure(payload)
+    items = _check_structure(payload)
     try:
-        return cbor2.loads(payload, tag_hook=_array_of_tag)
+        value = cbor2.loads(payload, tag_hook=_array_of_tag)
     except (cbor2.CBORDecodeError, ValueError, OverflowError, TypeError) as error:
         raise MalformedError(f"not valid CBOR: {error}") from error
+    if _n_items(value) != items:
+        raise MalformedError("a map with a repeated key, or with a container as a key")
+    return value
+
+
+def _n_items(value: object) -> int:
+    if isinstance(value, dict):
+        return 1 + len(value) + sum(map(_n_items, value.values()))
+    return 1 + sum(map(_n_items, value)) if isinstance(value, list) else 1
 
 
 def _array_of_tag(*arguments: object) -> object:
@@ -78,8 +95,8 @@ def _array_of_tag(*arguments: object) -> object:
     return np.frombuffer(tag.value, dtype=_DTYPE_OF_TAG[tag.tag])
 
 
-def _check_structure(payload: bytes) -> None:
-    """Walk the items of `payload` without building any."""
+def _check_structure(payload: bytes) -> int:
+    """Walk the items of `payload` without building any; give their number."""
     end = len(payload)
     at = 0
     items = 0
@@ -107,6 +124,7 @@ def _check_structure(payload: bytes) -> None:
             at = _check_typed_array(payload, at, end, argument)
     if at != end:
         raise MalformedError(f"{end - at} bytes follow the message")
+    return items
 
 
 def _item_head(payload: bytes, at: int, end: int) -> tuple[int, int, int]:

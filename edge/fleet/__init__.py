@@ -1,0 +1,1 @@
+"""Many virtual devices: live over MQTT, or on a virtual clock."""

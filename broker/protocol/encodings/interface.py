@@ -58,7 +58,8 @@ class Encoding(Protocol):
         Raises
         ------
         EncodingError
-            When the body is anything but finite changes of distinct, ascending rows of that table.
+            When the body is anything but finite changes of distinct, ascending rows of that table. Its
+            text fits the reason of a receipt.
         """
         ...
 
@@ -77,7 +78,8 @@ def require_arrays(body: Mapping[str, TypedArray], dtypes: Mapping[str, str]) ->
 
 
 def _names(mapping: Mapping[str, object]) -> str:
-    return ", ".join(sorted(str(name)[:20] for name in mapping))
+    # The sender chose them, and a receipt's reason will quote them: short, and printable ASCII.
+    return ", ".join(sorted(ascii(name)[:22] for name in mapping))
 
 
 def checked_rows(rows: TypedArray, n_items: int) -> Rows:

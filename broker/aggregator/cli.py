@@ -1,0 +1,213 @@
+"""``edge-aggregator``: set up, run and look at a fleet's aggregator."""
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from broker.address import BrokerAddress
+from broker.aggregator.config import OWN_BROKERS, AggregatorConfig
+from broker.commandline import Duration, Identifier, echo_facts, echo_json, run, say
+from broker.embedded import choose_broker, own_broker
+from broker.storage import exclusive, is_in_use
+from trainer.params import MAX_DIM
+
+_DIRECTORY = click.option(
+    "--dir",
+    "directory",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="The aggregator's directory.",
+)
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="pfedrec-edge")
+def cli() -> None:
+    """Collect a fleet's item-embedding updates and publish new versions of the shared table.
+
+    \b
+    Example:
+      edge-aggregator init --dir shop --fleet shop --items items.txt
+      edge-aggregator start --dir shop
+    """
+
+
+@cli.command()
+@_DIRECTORY
+@click.option("--fleet", required=True, type=Identifier("the fleet name"), help="Part of every MQTT topic.")
+@click.option(
+    "--items",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="One item key a line, or the first column of a CSV or u.item file.",
+)
+@click.option(
+    "--dim", default=32, show_default=True, type=click.IntRange(1, MAX_DIM), help="Width of an embedding."
+)
+@click.option("--buffer", type=int, help="Accepted updates that close a round.  [default: 32]")
+@click.option(
+    "--deadline", "deadline_s", type=Duration(), help="After its first update a round closes.  [default: 30s]"
+)
+@click.option("--max-staleness", type=int, help="Versions an update may be behind.  [default: 10]")
+@click.option(
+    "--check-in", "check_in_s", type=Duration(), help="Between a device's looks at the head.  [default: 30s]"
+)
+@click.option("--max-idle-passes", type=int, help="Passes without a new interaction.  [default: 100]")
+@click.option("--population", type=int, help="Devices in the fleet.  [default: those seen]")
+@click.option("--encoding", help="Of updates: float32 or int8.  [default: int8]")
+@click.option("--item-lr", type=float, help="Learning rate of item rows.  [default: the paper's]")
+@click.option("--port", type=int, help="Of our own broker.  [default: 1883]")
+@click.option("--seed", type=int, help="Of the first table.  [default: drawn]")
+def init(directory: Path, items: Path, dim: int, seed: int | None, **settings: Any) -> None:
+    """Set up a directory: configuration, catalogue, and version 0 of the table.
+
+    All other settings are in DIR/config.toml, with comments.
+
+    \b
+    Example:
+      edge-aggregator init --dir shop --fleet shop --items items.txt --buffer 16 --deadline 1m
+    """
+    from broker.aggregator.directory import CONFIG_NAME, initialise
+
+    config = AggregatorConfig(**{name: value for name, value in settings.items() if value is not None})
+    n_items = initialise(directory, config, items, dim=dim, seed=seed, created_at=time.time())
+    say(f"{directory} is set up for fleet {config.fleet}: {n_items} items, {dim} dimensions")
+    say(f"settings: {directory / CONFIG_NAME}; run it with: edge-aggregator start --dir {directory}")
+
+
+@cli.command()
+@_DIRECTORY
+@click.option("--broker", help="auto, mosquitto, embedded, or mqtt://HOST:PORT.  [default: as configured]")
+@click.option("--port", type=int, help="Of our own broker.  [default: as configured]")
+@click.option("--verbose", is_flag=True, help="Log more.")
+def start(directory: Path, broker: str | None, port: int | None, *, verbose: bool) -> None:
+    """Serve the fleet until SIGTERM or Ctrl-C; a restart resumes where it stopped.
+
+    \b
+    Example:
+      edge-aggregator start --dir shop --broker mqtt://192.168.1.10:1883
+    """
+    from broker.aggregator.directory import BROKER_NAME, load_config, open_store
+    from broker.aggregator.service import AggregatorService
+
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    stop = _stop_on_signals()
+    config = load_config(directory, os.environ, broker=broker, port=port)
+    with exclusive(directory), _broker(config, directory / BROKER_NAME) as address:
+        store = open_store(directory)
+        try:
+            AggregatorService(config, store, address, say).run(stop)
+        finally:
+            store.close()
+    say("stopped")
+
+
+@contextmanager
+def _broker(config: AggregatorConfig, directory: Path) -> Iterator[BrokerAddress]:
+    wanted = next((name for name in OWN_BROKERS if name == config.broker), None)
+    if wanted is None:
+        yield BrokerAddress.parse(config.broker)
+        return
+    kind = choose_broker(wanted)
+    with own_broker(kind, config.listen, config.port, directory) as address:
+        say(f"{kind} listens on {config.listen}:{config.port}; devices use --broker {address}")
+        yield address
+
+
+def _stop_on_signals() -> threading.Event:
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+@cli.command()
+@_DIRECTORY
+@_JSON
+def status(directory: Path, *, as_json: bool) -> None:
+    """Tell the newest version and what became of all updates.
+
+    \b
+    Example:
+      edge-aggregator status --dir shop --json
+    """
+    from broker.aggregator.directory import load_config, open_store
+
+    config = load_config(directory, os.environ)
+    store = open_store(directory)
+    try:
+        state, ledger = store.load(), store.ledger()
+        rounds = store.rounds(1)
+    finally:
+        store.close()
+    rows, dim = state.table.shape
+    facts = {
+        "fleet": config.fleet,
+        "running": is_in_use(directory),
+        "version": state.version,
+        "sha256": rounds[0].sha256.hex() if rounds else None,
+        "items": rows,
+        "dim": dim,
+        "devices": len(state.seen),
+        "updates": asdict(ledger),
+    }
+    if as_json:
+        echo_json(facts)
+        return
+    facts["updates"] = ", ".join(f"{count} {name}" for name, count in asdict(ledger).items())
+    facts["running"] = "yes" if facts["running"] else "no"
+    echo_facts({name: value for name, value in facts.items() if value is not None})
+
+
+@cli.command()
+@_DIRECTORY
+@click.option(
+    "--limit", default=20, show_default=True, type=click.IntRange(1), help="How many, newest first."
+)
+@_JSON
+def rounds(directory: Path, limit: int, *, as_json: bool) -> None:
+    """List the newest server rounds.
+
+    \b
+    Example:
+      edge-aggregator rounds --dir shop --limit 5
+    """
+    from broker.aggregator.directory import load_config, open_store
+
+    load_config(directory, os.environ)
+    store = open_store(directory)
+    try:
+        records = store.rounds(limit)
+    finally:
+        store.close()
+    if as_json:
+        echo_json([asdict(record) | {"sha256": record.sha256.hex()} for record in records])
+        return
+    if not records:
+        say("no round has been closed yet")
+        return
+    click.echo("version  updates  closed by  staleness      bytes up  closed at (UTC)")
+    for record in records:
+        click.echo(
+            f"{record.version:>7}  {record.updates:>7}  {'deadline' if record.by_deadline else 'buffer':<9}  "
+            f"{record.staleness_mean:>9.2f}  {record.bytes_up:>12}  "
+            f"{datetime.fromtimestamp(record.closed_at, UTC):%Y-%m-%d %H:%M:%S}"
+        )
+
+
+def main() -> None:
+    """Run ``edge-aggregator``."""
+    run(cli, "edge-aggregator")

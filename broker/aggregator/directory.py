@@ -1,0 +1,85 @@
+"""An aggregator's directory: ``config.toml``, ``state.sqlite3``, and its own broker's ``broker/``."""
+
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from broker import configfile
+from broker.aggregator.catalogue import parse_item_keys
+from broker.aggregator.config import AggregatorConfig
+from broker.aggregator.store.interface import Genesis
+from broker.aggregator.store.sqlite import SqliteStore
+from broker.errors import AlreadyInitialisedError
+from broker.storage import make_directory, read_file, require_initialised, write_atomically
+from trainer.params import initial_score_function, initial_table
+
+CONFIG_NAME = "config.toml"
+DATABASE_NAME = "state.sqlite3"
+BROKER_NAME = "broker"
+
+
+def initialise(
+    path: Path, config: AggregatorConfig, items: Path, *, dim: int, seed: int | None, created_at: float
+) -> int:
+    """Make a directory; give the number of items.
+
+    The configuration is written last: without it the directory counts as not made, and ``init`` may be
+    called again.
+
+    Raises
+    ------
+    AlreadyInitialisedError
+        When it was made before; nothing is changed.
+    DataFormatError, FileUnreadableError
+        About the item file.
+    ParameterError
+        When `dim` is out of range.
+    DiskFullError, NotWritableError
+    """
+    item_keys = parse_item_keys(read_file(items), str(items))
+    rng = np.random.default_rng(seed)
+    table = initial_table(len(item_keys), dim, rng)
+    start = initial_score_function(dim, rng)
+    if (path / CONFIG_NAME).exists():
+        raise AlreadyInitialisedError(
+            f"{path} was set up before; use it with: edge-aggregator start --dir {path}, "
+            "or choose another directory"
+        )
+    make_directory(path)
+    for left_over in path.glob(f"{DATABASE_NAME}*"):
+        left_over.unlink()
+    store = SqliteStore(path / DATABASE_NAME)
+    try:
+        instance = secrets.randbits(53)
+        store.initialise(
+            Genesis(instance=instance, item_keys=item_keys, table=table, start=start, created_at=created_at)
+        )
+    finally:
+        store.close()
+    write_atomically(path / CONFIG_NAME, configfile.to_toml(config).encode())
+    return len(item_keys)
+
+
+def load_config(path: Path, environment: Mapping[str, str], **flags: object) -> AggregatorConfig:
+    """Read the configuration of a directory.
+
+    Raises
+    ------
+    NotInitialisedError, ConfigError, FileUnreadableError
+    """
+    require_initialised(path, CONFIG_NAME, f"edge-aggregator init --dir {path} --fleet NAME --items FILE")
+    return configfile.load(AggregatorConfig, path / CONFIG_NAME, environment, **flags)
+
+
+def open_store(path: Path) -> SqliteStore:
+    """Open the database of a directory.
+
+    Raises
+    ------
+    NotInitialisedError, NewerVersionError, CorruptError, DiskFullError, InUseError, NotWritableError
+    """
+    require_initialised(path, CONFIG_NAME, f"edge-aggregator init --dir {path} --fleet NAME --items FILE")
+    require_initialised(path, DATABASE_NAME, f"edge-aggregator init --dir {path} --fleet NAME --items FILE")
+    return SqliteStore(path / DATABASE_NAME)

@@ -1,0 +1,268 @@
+"""The aggregator's loop: messages in, one transaction, then acknowledgements, receipts and versions out.
+
+The only clock on this side. A batch is whatever has arrived while the last one was being stored, so that
+the transactions grow with the load (group commit). The order within a batch is what makes a crash
+harmless: store; acknowledge to the broker; receipts; snapshot chunks; head last. Dying anywhere in
+between leaves stored updates that their devices send again (and learn are duplicates), or a version that
+is published at the next start.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import cast
+
+from broker.address import BrokerAddress
+from broker.aggregator.config import AggregatorConfig
+from broker.aggregator.core import AggregatorCore, CloseRound, Command, Journal, PublishVersion, ReplyReceipt
+from broker.aggregator.reassembly import Reassembly
+from broker.aggregator.store.interface import AggregatorStore, Batch
+from broker.connection import QUEUE_EVENTS, Connected, Connection, LinkEvent, Lost, Received, Refused
+from broker.errors import ProtocolError, RefusedError
+from broker.protocol.chunks import chunk_count, cut
+from broker.protocol.encodings import ENCODINGS
+from broker.protocol.messages import Chunk, Head, Receipt, Status, Update, decode, encode
+from broker.protocol.topics import Address, FleetTopics
+from broker.protocol.versions import catalogue_bytes, sha256, table_bytes
+
+_LOG = logging.getLogger(__name__)
+
+BATCH_EVENTS = 512
+_WAKE_S = 0.25
+"""Longest wait for an event: bounds how long a stop request goes unnoticed."""
+_ENVELOPE_BYTES = 1024
+"""More than everything of an update that is not its body."""
+
+
+class AggregatorService:
+    """Runs the core against a broker and a store.
+
+    Parameters
+    ----------
+    say : callable
+        Told one sentence when the broker goes and one when it is back.
+    """
+
+    def __init__(
+        self,
+        config: AggregatorConfig,
+        store: AggregatorStore,
+        address: BrokerAddress,
+        say: Callable[[str], None],
+    ) -> None:
+        self._store = store
+        self._say = say
+        self._item_keys = store.item_keys()
+        self._start = store.start()
+        self._plan = config.plan(len(self._item_keys))
+        self._core = AggregatorCore(
+            config.round_settings, config.make_strategy(), store.load(), store.pending()
+        )
+        self._topics = FleetTopics(config.fleet)
+        self._events: queue.Queue[LinkEvent] = queue.Queue(QUEUE_EVENTS)
+        self._connection = Connection(address, f"pfedrec-{config.fleet}-aggregator", self._events)
+        shape = self._core.table.shape
+        self._max_update_bytes = _ENVELOPE_BYTES + max(e.body_bytes(*shape) for e in ENCODINGS.values())
+        self._reassembly = Reassembly(self._max_update_bytes)
+        self._session = 0
+        self._broker_gone = False
+
+    def run(self, stop: threading.Event) -> None:
+        """Serve until `stop` is set.
+
+        Raises
+        ------
+        RefusedError
+            When the broker refuses this client.
+        DiskFullError, CorruptError, NotWritableError, InUseError
+            From the store; what was not stored was not acknowledged.
+        """
+        self._connection.start()
+        try:
+            while not stop.is_set():
+                self._work_on(self._take_batch())
+        finally:
+            self._connection.stop()
+
+    def _take_batch(self) -> list[LinkEvent]:
+        wake_at = self._core.wake_at
+        wait = _WAKE_S if wake_at is None else min(_WAKE_S, max(0.0, wake_at - time.monotonic()))
+        batch: list[LinkEvent] = []
+        try:
+            batch.append(self._events.get(timeout=wait) if wait > 0.0 else self._events.get_nowait())
+            while len(batch) < BATCH_EVENTS:
+                batch.append(self._events.get_nowait())
+        except queue.Empty:
+            pass
+        return batch
+
+    def _work_on(self, events: list[LinkEvent]) -> None:
+        known_before = self._core.population
+        commands: list[Command] = []
+        received: list[Received] = []
+        connected = False
+        refused = 0
+        new_devices: list[str] = []
+        for event in events:
+            match event:
+                case Received():
+                    received.append(event)
+                    try:
+                        commands += self._decide(event, new_devices)
+                    except ProtocolError as error:
+                        refused += 1
+                        commands += self._refusal(event.topic, error)
+                case Connected():
+                    connected = True
+                case Lost(reason):
+                    self._lost(reason)
+                case Refused(reason):
+                    raise RefusedError(
+                        f"the broker {self._connection.address} refuses the aggregator: {reason}; "
+                        "check the user name and password in the address"
+                    )
+        commands += self._core.tick(time.monotonic())
+        self._commit(commands, new_devices, refused)
+        for message in received:
+            self._connection.acknowledge(message)
+        self._carry_out(commands)
+        if connected:
+            self._connected()
+        if self._core.population != known_before:
+            _LOG.debug("%d devices seen", self._core.population)
+
+    def _decide(self, message: Received, new_devices: list[str]) -> list[Command]:
+        address = self._topics.parse(message.topic)
+        if address.kind == "status":
+            if message.payload:
+                decode(message.payload, Status)
+                self._note_device(address, new_devices)
+            return []
+        if address.kind != "update":
+            return []
+        content = cast("Update | Chunk", decode(message.payload, Update, Chunk))
+        payload = message.payload
+        if isinstance(content, Chunk):
+            whole = self._reassembly.add(address.device, content)
+            if whole is None:
+                return []
+            payload = whole
+            content = decode(whole, Update, max_bytes=self._max_update_bytes)
+        self._note_device(address, new_devices)
+        return self._core.update_received(address.device, content, payload, time.monotonic())
+
+    def _note_device(self, address: Address, new_devices: list[str]) -> None:
+        if self._core.device_seen(address.device):
+            new_devices.append(address.device)
+
+    def _refusal(self, topic: str, error: ProtocolError) -> list[Command]:
+        """Answer a message that is no update; it has no number, so the receipt has none either."""
+        _LOG.warning("refused a message on %s: %s", topic[:200], error)
+        try:
+            address = self._topics.parse(topic)
+        except ProtocolError:
+            return []
+        if address.kind != "update":
+            return []
+        receipt = Receipt(
+            incarnation=0,
+            seq=0,
+            verdict="rejected",
+            reason=str(error)[:200],
+            version=self._core.version,
+            staleness=0,
+            check_in_s=self._plan.check_in_s,
+        )
+        return [ReplyReceipt(address.device, receipt)]
+
+    def _commit(self, commands: list[Command], new_devices: list[str], refused: int) -> None:
+        durable = [command for command in commands if isinstance(command, Journal | CloseRound)]
+        duplicates = sum(
+            isinstance(command, ReplyReceipt) and command.receipt.verdict == "duplicate"
+            for command in commands
+        )
+        if not (durable or new_devices or duplicates or refused):
+            return
+        self._store.commit(
+            Batch(
+                commands=durable,
+                devices=new_devices,
+                duplicates=duplicates,
+                refused=refused,
+                closed_at=time.time(),
+            )
+        )
+        for command in durable:
+            if isinstance(command, CloseRound):
+                closed = command.round
+                _LOG.info(
+                    "version %d: %d updates%s, staleness %.1f",
+                    closed.version,
+                    closed.updates,
+                    " by deadline" if closed.by_deadline else "",
+                    closed.staleness_sum / closed.updates,
+                )
+
+    def _carry_out(self, commands: list[Command]) -> None:
+        publish = False
+        for command in commands:
+            if isinstance(command, ReplyReceipt):
+                receipt = encode(command.receipt)
+                self._connection.publish(self._topics.receipt(command.device), receipt)
+            elif isinstance(command, PublishVersion):
+                publish = True
+        if publish:
+            self._publish_version()
+
+    def _publish_version(self) -> None:
+        version = self._core.version
+        content = table_bytes(self._core.table)
+        digest = sha256(content)
+        slot = version % 2
+        for chunk in cut(content, digest):
+            self._connection.publish(self._topics.snapshot(slot, chunk.index), encode(chunk), retain=True)
+        catalogue = catalogue_bytes(self._item_keys)
+        rows, dim = self._core.table.shape
+        head = Head(
+            instance=self._core.instance,
+            session=self._session,
+            version=version,
+            rows=rows,
+            dim=dim,
+            sha256=digest,
+            slot=slot,
+            chunks=chunk_count(len(content)),
+            catalogue_rows=len(self._item_keys),
+            catalogue_chunks=chunk_count(len(catalogue)),
+            catalogue_bytes=len(catalogue),
+            catalogue_sha256=sha256(catalogue),
+            plan=self._plan,
+            w=self._start.w,
+            b=self._start.b,
+        )
+        self._connection.publish(self._topics.head, encode(head), retain=True)
+
+    def _connected(self) -> None:
+        """Publish everything again: the broker may be a new one, or have lost what it held."""
+        if self._broker_gone:
+            self._say("the broker is back")
+        self._broker_gone = False
+        self._session = self._store.next_session()
+        self._connection.subscribe([self._topics.update_filter, self._topics.status_filter])
+        catalogue = catalogue_bytes(self._item_keys)
+        for chunk in cut(catalogue, sha256(catalogue)):
+            self._connection.publish(self._topics.catalogue(chunk.index), encode(chunk), retain=True)
+        self._publish_version()
+        _LOG.info(
+            "serving fleet %s at %s, version %d",
+            self._topics.fleet,
+            self._connection.address,
+            self._core.version,
+        )
+
+    def _lost(self, reason: str) -> None:
+        if not self._broker_gone:
+            self._say(f"{reason}; trying again until it is back")
+        self._broker_gone = True

@@ -1,0 +1,140 @@
+"""The contract of the aggregator's store, and the values that go in and out.
+
+Everything that a crash may not cost goes through `commit`. Nothing may be acknowledged or published
+before the `commit` that holds it has returned.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from broker.aggregator.core import CloseRound, CoreState, Journal
+from broker.protocol.messages import Update
+from trainer.params import Floats, ScoreFunction
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundRecord:
+    """The figures of one closed round; `closed_at` in seconds since the epoch."""
+
+    version: int
+    updates: int
+    staleness_mean: float
+    bytes_up: int
+    by_deadline: bool
+    closed_at: float
+    sha256: bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ledger:
+    """What became of all updates.
+
+    ``counted + pending + stale + rejected`` is how many different ones arrived; `duplicates` are repeats of
+    those, and `refused` messages that were no updates at all.
+    """
+
+    counted: int
+    pending: int
+    stale: int
+    rejected: int
+    duplicates: int
+    refused: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """What one transaction stores.
+
+    Attributes
+    ----------
+    commands : sequence of Journal or CloseRound
+        In the order in which the core gave them.
+    devices : sequence of str
+        Devices seen for the first time.
+    duplicates, refused : int
+        To add to the ledger.
+    closed_at : float
+        Seconds since the epoch.
+    """
+
+    commands: Sequence[Journal | CloseRound]
+    devices: Sequence[str] = ()
+    duplicates: int = 0
+    refused: int = 0
+    closed_at: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Genesis:
+    """What a fleet begins with.
+
+    Attributes
+    ----------
+    instance : int
+        Below 2**53.
+    item_keys : sequence of str
+        In row order.
+    table : ndarray, shape (n_items, dim), float32
+    start : ScoreFunction
+        Every new device's first score function.
+    created_at : float
+        Seconds since the epoch.
+    """
+
+    instance: int
+    item_keys: Sequence[str]
+    table: Floats
+    start: ScoreFunction
+    created_at: float
+
+
+class AggregatorStore(Protocol):
+    """What the aggregator remembers.
+
+    Every method raises CorruptError, DiskFullError, InUseError or NotWritableError for what it says;
+    a failed call MUST change nothing.
+    """
+
+    def initialise(self, genesis: Genesis) -> None:
+        """Store a fleet's beginning; called once, by ``init``."""
+        ...
+
+    def commit(self, batch: Batch) -> None:
+        """Store a batch, durably and in one transaction; called by the service.
+
+        A `CloseRound` spends all accepted entries before it, of this batch and of earlier ones.
+        """
+        ...
+
+    def load(self) -> CoreState:
+        """Give the core's state after the last `commit`."""
+        ...
+
+    def pending(self) -> list[tuple[Update, int, int]]:
+        """Give the accepted, unspent updates in journal order: update, staleness, size in bytes."""
+        ...
+
+    def start(self) -> ScoreFunction:
+        """Give every new device's first score function."""
+        ...
+
+    def item_keys(self) -> tuple[str, ...]:
+        """Give the catalogue in row order."""
+        ...
+
+    def next_session(self) -> int:
+        """Count a connection of the aggregator, durably; give its number, from 1."""
+        ...
+
+    def ledger(self) -> Ledger:
+        """Add up what became of all updates."""
+        ...
+
+    def rounds(self, limit: int) -> list[RoundRecord]:
+        """Give the newest rounds, newest first; version 0 is none."""
+        ...
+
+    def close(self) -> None:
+        """Release the file; nothing may be called afterwards."""
+        ...

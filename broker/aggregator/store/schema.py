@@ -1,0 +1,61 @@
+"""The aggregator's tables, as SQLAlchemy Core sees them; `migrations` makes them.
+
+``journal`` has one row for each update's first verdict. An accepted one keeps its body until the round
+that counts it is stored (``version``); then the body has done its work.
+"""
+
+from sqlalchemy import BigInteger, Boolean, Column, Float, Integer, LargeBinary, MetaData, String, Table
+
+METADATA = MetaData()
+
+FACTS = Table(
+    "facts",
+    METADATA,
+    Column("name", String, primary_key=True),
+    Column("value", BigInteger, nullable=False),
+)
+START = Table("start", METADATA, Column("weights", LargeBinary, nullable=False))
+CATALOGUE = Table(
+    "catalogue",
+    METADATA,
+    Column("row", Integer, primary_key=True),
+    Column("item_key", String, nullable=False, unique=True),
+)
+VERSIONS = Table(
+    "versions",
+    METADATA,
+    Column("version", BigInteger, primary_key=True),
+    Column("item_table", LargeBinary),
+    Column("sha256", LargeBinary, nullable=False),
+    Column("updates", Integer, nullable=False),
+    Column("staleness_sum", Integer, nullable=False),
+    Column("bytes_up", BigInteger, nullable=False),
+    Column("by_deadline", Boolean, nullable=False),
+    Column("closed_at", Float, nullable=False),
+)
+JOURNAL = Table(
+    "journal",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("device", String, nullable=False),
+    Column("incarnation", String, nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("verdict", String, nullable=False),
+    Column("staleness", Integer, nullable=False),
+    Column("base_version", BigInteger, nullable=False),
+    Column("version", BigInteger),
+    Column("body", LargeBinary),
+)
+ANSWERED = Table(
+    "answered",
+    METADATA,
+    Column("device", String, primary_key=True),
+    Column("incarnation", String, primary_key=True),
+    Column("seq", BigInteger, nullable=False),
+    Column("verdict", String, nullable=False),
+)
+DEVICES = Table(
+    "devices",
+    METADATA,
+    Column("device", String, primary_key=True),
+)

@@ -1,0 +1,268 @@
+"""The aggregator's store in one SQLite file: write-ahead log, full durability, one transaction a batch."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sqlalchemy import Connection, create_engine, event, func, insert, select, update
+from sqlalchemy.dialects.sqlite import insert as upsert
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import StaticPool
+
+from broker.aggregator.core import Answered, ClosedRound, CloseRound, CoreState, JournalEntry
+from broker.aggregator.store.interface import Batch, Genesis, Ledger, RoundRecord
+from broker.aggregator.store.migrations import migrate
+from broker.aggregator.store.schema import ANSWERED, CATALOGUE, DEVICES, FACTS, JOURNAL, START, VERSIONS
+from broker.errors import CorruptError
+from broker.protocol.messages import MAX_TRANSFER_BYTES, Update, decode
+from broker.protocol.versions import sha256, table_bytes
+from broker.storage import connect_sqlite, named_failures
+from trainer.params import ScoreFunction
+
+KEPT_TABLES = 8
+"""Versions whose whole table is kept; of older ones the figures and the hash remain."""
+
+
+class SqliteStore:
+    """See `AggregatorStore`.
+
+    Parameters
+    ----------
+    path : Path
+        The database; made where missing.
+
+    Raises
+    ------
+    NewerVersionError
+        When a later release wrote it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._engine = create_engine("sqlite://", creator=lambda: connect_sqlite(path), poolclass=StaticPool)
+        event.listen(self._engine, "begin", _begin)
+        try:
+            with self._transaction() as connection:
+                migrate(connection, path)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """See `AggregatorStore.close`."""
+        self._engine.dispose()
+
+    @contextmanager
+    def _transaction(self, *, reading: bool = False) -> Iterator[Connection]:
+        engine = self._engine.execution_options(reading=reading)
+        with named_failures(self._path):
+            try:
+                with engine.begin() as connection:
+                    yield connection
+            except DBAPIError as error:
+                # Through named_failures, which knows what SQLite's own errors mean.
+                raise (error.orig or error) from error
+
+    def initialise(self, genesis: Genesis) -> None:
+        """See `AggregatorStore.initialise`."""
+        facts = {
+            "instance": genesis.instance,
+            "dim": genesis.table.shape[1],
+            "session": 0,
+            "duplicates": 0,
+            "refused": 0,
+        }
+        weights = np.append(genesis.start.w, np.float32(genesis.start.b)).astype("<f4")
+        first = ClosedRound(
+            version=0, table=genesis.table, updates=0, staleness_sum=0, bytes_up=0, by_deadline=False
+        )
+        with self._transaction() as connection:
+            connection.execute(insert(FACTS), [{"name": n, "value": v} for n, v in facts.items()])
+            connection.execute(insert(START), {"weights": weights.tobytes()})
+            connection.execute(
+                insert(CATALOGUE), [{"row": row, "item_key": k} for row, k in enumerate(genesis.item_keys)]
+            )
+            _insert_version(connection, first, genesis.created_at)
+
+    def commit(self, batch: Batch) -> None:
+        """See `AggregatorStore.commit`."""
+        with self._transaction() as connection:
+            if batch.devices:
+                connection.execute(
+                    upsert(DEVICES).on_conflict_do_nothing(), [{"device": d} for d in batch.devices]
+                )
+            for name, amount in (("duplicates", batch.duplicates), ("refused", batch.refused)):
+                if amount:
+                    connection.execute(
+                        update(FACTS).where(FACTS.c.name == name).values(value=FACTS.c.value + amount)
+                    )
+            entries: list[JournalEntry] = []
+            for command in batch.commands:
+                if isinstance(command, CloseRound):
+                    _close_round(connection, command.round, entries, batch.closed_at)
+                    entries = []
+                else:
+                    entries.append(command.entry)
+            _insert_entries(connection, entries, None)
+
+    def load(self) -> CoreState:
+        """See `AggregatorStore.load`."""
+        with self._transaction(reading=True) as connection:
+            newest = connection.execute(
+                select(VERSIONS).order_by(VERSIONS.c.version.desc()).limit(1)
+            ).one_or_none()
+            if newest is None or sha256(newest.item_table) != newest.sha256:
+                raise CorruptError(f"{self._path}: the newest table does not have its SHA-256")
+            answered = {
+                (row.device, int(row.incarnation)): Answered(seq=row.seq, verdict=row.verdict)
+                for row in connection.execute(select(ANSWERED))
+            }
+            return CoreState(
+                instance=_fact(connection, "instance"),
+                version=newest.version,
+                table=np.frombuffer(newest.item_table, dtype="<f4").reshape(-1, _fact(connection, "dim")),
+                answered=answered,
+                seen=set(connection.execute(select(DEVICES.c.device)).scalars()),
+            )
+
+    def pending(self) -> list[tuple[Update, int, int]]:
+        """See `AggregatorStore.pending`."""
+        with self._transaction(reading=True) as connection:
+            rows = connection.execute(
+                select(JOURNAL.c.body, JOURNAL.c.staleness)
+                .where(JOURNAL.c.body.is_not(None))
+                .order_by(JOURNAL.c.id)
+            ).all()
+        return [
+            (decode(row.body, Update, max_bytes=MAX_TRANSFER_BYTES), row.staleness, len(row.body))
+            for row in rows
+        ]
+
+    def start(self) -> ScoreFunction:
+        """See `AggregatorStore.start`."""
+        with self._transaction(reading=True) as connection:
+            weights = np.frombuffer(connection.execute(select(START.c.weights)).scalar_one(), dtype="<f4")
+        return ScoreFunction(w=weights[:-1].astype(np.float32), b=float(weights[-1]))
+
+    def item_keys(self) -> tuple[str, ...]:
+        """See `AggregatorStore.item_keys`."""
+        with self._transaction(reading=True) as connection:
+            keys = connection.execute(select(CATALOGUE.c.item_key).order_by(CATALOGUE.c.row)).scalars()
+            return tuple(keys)
+
+    def next_session(self) -> int:
+        """See `AggregatorStore.next_session`."""
+        with self._transaction() as connection:
+            connection.execute(update(FACTS).where(FACTS.c.name == "session").values(value=FACTS.c.value + 1))
+            return _fact(connection, "session")
+
+    def ledger(self) -> Ledger:
+        """See `AggregatorStore.ledger`."""
+        with self._transaction(reading=True) as connection:
+            counts: dict[str, int] = {}
+            for verdict, is_pending, count in connection.execute(
+                select(JOURNAL.c.verdict, JOURNAL.c.version.is_(None), func.count()).group_by(
+                    JOURNAL.c.verdict, JOURNAL.c.version.is_(None)
+                )
+            ):
+                name = {True: "pending", False: "counted"}[bool(is_pending)]
+                counts[name if verdict == "accepted" else verdict] = count
+            return Ledger(
+                counted=counts.get("counted", 0),
+                pending=counts.get("pending", 0),
+                stale=counts.get("stale", 0),
+                rejected=counts.get("rejected", 0),
+                duplicates=_fact(connection, "duplicates"),
+                refused=_fact(connection, "refused"),
+            )
+
+    def rounds(self, limit: int) -> list[RoundRecord]:
+        """See `AggregatorStore.rounds`."""
+        columns = [column for column in VERSIONS.c if column.name != "item_table"]
+        query = select(*columns).where(VERSIONS.c.version > 0).order_by(VERSIONS.c.version.desc())
+        with self._transaction(reading=True) as connection:
+            return [
+                RoundRecord(
+                    version=row.version,
+                    updates=row.updates,
+                    staleness_mean=row.staleness_sum / max(1, row.updates),
+                    bytes_up=row.bytes_up,
+                    by_deadline=row.by_deadline,
+                    closed_at=row.closed_at,
+                    sha256=row.sha256,
+                )
+                for row in connection.execute(query.limit(limit))
+            ]
+
+
+def _begin(connection: Connection) -> None:
+    # The driver leaves transactions alone. A writing one takes the lock at once, so that it never fails
+    # half-way because somebody else wrote in between.
+    reading = connection.get_execution_options().get("reading")
+    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+
+
+def _fact(connection: Connection, name: str) -> int:
+    return int(connection.execute(select(FACTS.c.value).where(FACTS.c.name == name)).scalar_one())
+
+
+def _insert_entries(connection: Connection, entries: list[JournalEntry], version: int | None) -> None:
+    """Journal the entries; `version` is the round that counts the accepted ones, None if none does yet."""
+    if not entries:
+        return
+    rows: list[dict[str, Any]] = []
+    for entry in entries:
+        spent = version is not None and entry.body is not None
+        rows.append(
+            {
+                "device": entry.device,
+                "incarnation": str(entry.incarnation),
+                "seq": entry.seq,
+                "verdict": entry.verdict,
+                "staleness": entry.staleness,
+                "base_version": entry.base_version,
+                "version": version if spent else None,
+                "body": None if spent else entry.body,
+            }
+        )
+    connection.execute(insert(JOURNAL), rows)
+    newest = upsert(ANSWERED)
+    connection.execute(
+        newest.on_conflict_do_update(
+            index_elements=["device", "incarnation"],
+            set_={"seq": newest.excluded.seq, "verdict": newest.excluded.verdict},
+        ),
+        [{name: row[name] for name in ("device", "incarnation", "seq", "verdict")} for row in rows],
+    )
+
+
+def _close_round(
+    connection: Connection, closed: ClosedRound, entries: list[JournalEntry], closed_at: float
+) -> None:
+    connection.execute(
+        update(JOURNAL).where(JOURNAL.c.body.is_not(None)).values(version=closed.version, body=None)
+    )
+    _insert_entries(connection, entries, closed.version)
+    _insert_version(connection, closed, closed_at)
+    connection.execute(
+        update(VERSIONS).where(VERSIONS.c.version == closed.version - KEPT_TABLES).values(item_table=None)
+    )
+
+
+def _insert_version(connection: Connection, closed: ClosedRound, closed_at: float) -> None:
+    content = table_bytes(closed.table)
+    connection.execute(
+        insert(VERSIONS),
+        {
+            "version": closed.version,
+            "item_table": content,
+            "sha256": sha256(content),
+            "updates": closed.updates,
+            "staleness_sum": closed.staleness_sum,
+            "bytes_up": closed.bytes_up,
+            "by_deadline": closed.by_deadline,
+            "closed_at": closed_at,
+        },
+    )

@@ -1,0 +1,134 @@
+"""What the four programs share where they meet the user: exit codes, sentences, option types.
+
+Only the ``cli.py`` files import this. It owns the way from an error to a sentence on stderr and an
+exit code, and knows no command.
+"""
+
+import json
+import os
+import re
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import click
+
+from broker.errors import MissingExtraError, PFedRecError
+from broker.exit_codes import ExitCode, exit_code_of
+from broker.protocol.topics import checked_id
+from broker.storage import os_failure
+from trainer.errors import ParameterError
+
+_EXTRA_OF_MODULE = {
+    "sqlalchemy": "aggregator",
+    "amqtt": "aggregator",
+    "aiomqtt": "fleet",
+    "tensorflow": "firmware",
+}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
+_SECONDS_OF_UNIT = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def run(command: click.Command, prog: str) -> NoReturn:
+    """Run a program's command line and end the process with a documented exit code.
+
+    An error that the project knows becomes one sentence on stderr. One that it does not know becomes one
+    too, with code 1; ``PFEDREC_TRACEBACK=1`` shows where it came from.
+    """
+    code: int = ExitCode.OK
+    try:
+        outcome = command.main(prog_name=prog, standalone_mode=False)
+        # Without standalone mode click returns the code of --help and the like.
+        code = outcome if isinstance(outcome, int) else ExitCode.OK
+        sys.stdout.flush()
+    except click.exceptions.Abort:
+        code = _say(prog, "stopped by Ctrl-C", ExitCode.INTERRUPTED)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except PFedRecError as error:
+        code = _say(prog, str(error), exit_code_of(error))
+    except ModuleNotFoundError as error:
+        code = _say_missing(prog, error)
+    except BrokenPipeError:
+        # Whoever read our output has gone (as in `... | head`); there is nobody left to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:  # noqa: BLE001 - the last resort of a program: a sentence, not a traceback
+        code = _say_unknown(prog, error)
+    sys.exit(code)
+
+
+def _say(prog: str, sentence: str, code: ExitCode) -> ExitCode:
+    click.echo(f"{prog}: {sentence}", err=True)
+    return code
+
+
+def _say_missing(prog: str, error: ModuleNotFoundError) -> ExitCode:
+    module = (error.name or "").split(".")[0]
+    if module in _EXTRA_OF_MODULE:
+        missing = MissingExtraError(_EXTRA_OF_MODULE[module], module)
+        return _say(prog, str(missing), exit_code_of(missing))
+    return _say_unknown(prog, error)
+
+
+def _say_unknown(prog: str, error: Exception) -> ExitCode:
+    if os.environ.get("PFEDREC_TRACEBACK") == "1":
+        traceback.print_exception(error)
+    if isinstance(error, OSError):
+        known = os_failure(error, None)
+        return _say(prog, str(known), exit_code_of(known))
+    return _say(
+        prog,
+        f"unexpected {type(error).__name__}: {error}; please report it with the output of "
+        "PFEDREC_TRACEBACK=1 set",
+        ExitCode.UNEXPECTED,
+    )
+
+
+class Duration(click.ParamType[float]):
+    """A time span: ``500ms``, ``30s``, ``5m``, ``2h``, ``7d``, or a number of seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Give seconds."""
+        if isinstance(value, (int, float)):
+            return float(value)
+        match = _DURATION.fullmatch(str(value).strip())
+        if match is None:
+            self.fail(f"{value!r} is no time span; write for example 500ms, 30s, 5m or 2h", param, ctx)
+        return float(match[1]) * _SECONDS_OF_UNIT[match[2] or "s"]
+
+
+class Identifier(click.ParamType[str]):
+    """A fleet's name or a device's id."""
+
+    name = "id"
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Give the id unchanged."""
+        try:
+            return checked_id(str(value), self.what)
+        except ParameterError as error:
+            self.fail(str(error), param, ctx)
+
+
+def echo_json(value: Mapping[str, Any] | Sequence[Any]) -> None:
+    """Print facts for machines: one JSON document on stdout."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def echo_facts(facts: Mapping[str, object]) -> None:
+    """Print facts for people: a name and a value a line, values aligned."""
+    width = max(len(name) for name in facts)
+    for name, value in facts.items():
+        click.echo(f"{name:<{width}}  {value}")
+
+
+def say(sentence: str) -> None:
+    """Tell the user something that is not a result: on stderr."""
+    click.echo(sentence, err=True)

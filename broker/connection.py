@@ -1,0 +1,247 @@
+"""One MQTT 3.1.1 connection on paho's network thread: the only file that imports paho.
+
+Device and aggregator use it alike. Callbacks do three things: convert, put an event on a bounded queue,
+return; whoever owns the queue decides. Nothing here knows a topic's meaning.
+
+What paho needs help with:
+
+* an exception in a callback ends its network thread silently: every callback is guarded;
+* a message above the broker's limit puts it in an endless loop of reconnects: sizes are checked before;
+* it waits the same time as everyone else before it reconnects: the wait is drawn anew for each
+  attempt, uniform up to a bound that doubles (full jitter), so that a fleet does not return at once;
+* it acknowledges a message when the callback returns: here the owner does, with `acknowledge`, once the
+  message is stored.
+"""
+
+import logging
+import queue
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
+
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.reasoncodes import ReasonCode
+
+from broker.address import BrokerAddress
+from broker.errors import SchemaError
+from broker.protocol.topics import Filter, Topic
+from broker.protocol.wire import MAX_MESSAGE_BYTES
+
+_LOG = logging.getLogger(__name__)
+
+QUEUE_EVENTS = 20_000
+"""More than any broker keeps in flight for one client; see `Connection.overflows`."""
+KEEPALIVE_S = 30
+_MAX_IN_FLIGHT = 1_000
+_FIRST_WAIT_S = 0.5
+_LONGEST_WAIT_S = 60.0
+_SHORTEST_WAIT_S = 0.05
+_PASSING_REFUSAL: Final = "Server unavailable"
+"""The one CONNACK refusal (MQTT 3.1.1, table 3.1) that trying again can cure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """The broker accepted the connection; the session number and last will are those of `number`."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The broker refuses this client, for good."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The connection ended, or an attempt to make one failed; it is tried again."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A message. ``acknowledge`` it when it is taken care of."""
+
+    topic: str
+    payload: bytes
+    mid: int
+    qos: int
+
+
+LinkEvent: TypeAlias = Connected | Refused | Lost | Received
+
+
+class EventSink(Protocol):
+    """A bounded queue's entrance, as the network thread needs it."""
+
+    def put_nowait(self, item: LinkEvent, /) -> None:
+        """Take an event or raise `queue.Full`."""
+        ...
+
+
+def jittered_waits(draw: Callable[[float, float], float]) -> Iterator[float]:
+    """Give waits in seconds between attempts, without end: full jitter below a bound that doubles."""
+    bound = _FIRST_WAIT_S
+    while True:
+        yield max(_SHORTEST_WAIT_S, draw(0.0, bound))
+        bound = min(2.0 * bound, _LONGEST_WAIT_S)
+
+
+class Connection:
+    """A connection that comes back by itself.
+
+    Parameters
+    ----------
+    client_id : str
+        The broker keeps this client's subscriptions and queue while it is away.
+    sink : EventSink
+        Receives events from the network thread.
+    last_will : callable, optional
+        Called with the number of the connection about to be made (1, 2, ...), from the network thread;
+        gives the topic and payload that the broker publishes, retained, when the connection breaks.
+    """
+
+    def __init__(
+        self,
+        address: BrokerAddress,
+        client_id: str,
+        sink: EventSink,
+        *,
+        last_will: Callable[[int], tuple[Topic, bytes]] | None = None,
+    ) -> None:
+        self.address = address
+        self.connected = False
+        self.overflows = 0
+        """Events dropped as the owner did not keep up; unacknowledged, so the broker sends them again."""
+        self._sink = sink
+        self._last_will = last_will
+        self._number = 0
+        self._waits = jittered_waits(random.SystemRandom().uniform)
+        self._client = paho.Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=client_id,
+            clean_session=False,
+            protocol=paho.MQTTv311,
+            manual_ack=True,
+        )
+        self._client.max_inflight_messages_set(_MAX_IN_FLIGHT)
+        if address.username is not None:
+            self._client.username_pw_set(address.username, address.password)
+        self._client.on_pre_connect = _guarded(self._on_pre_connect)
+        self._client.on_connect = _guarded(self._on_connect)
+        self._client.on_connect_fail = _guarded(self._on_connect_fail)
+        self._client.on_disconnect = _guarded(self._on_disconnect)
+        self._client.on_message = _guarded(self._on_message)
+
+    def start(self) -> None:
+        """Begin to connect, in the background."""
+        self._client.connect_async(self.address.host, self.address.port, keepalive=KEEPALIVE_S)
+        self._client.loop_start()
+
+    def stop(self) -> None:
+        """Send what is queued, disconnect without the last will, and end the network thread."""
+        self._client.disconnect()
+        self._client.loop_stop()
+        self.connected = False
+
+    def subscribe(self, filters: list[Filter]) -> None:
+        """Subscribe at QoS 1."""
+        self._client.subscribe([(str(each), 1) for each in filters])
+
+    def unsubscribe(self, filters: list[Filter]) -> None:
+        """End subscriptions."""
+        self._client.unsubscribe([str(each) for each in filters])
+
+    def publish(self, topic: Topic, payload: bytes, *, retain: bool = False) -> None:
+        """Publish at QoS 1; dropped while there is no connection, as `Connected` makes owners send again.
+
+        Raises
+        ------
+        SchemaError
+            When the payload is larger than the protocol allows.
+        """
+        if len(payload) > MAX_MESSAGE_BYTES:
+            raise SchemaError(f"{len(payload)} bytes for {topic}; a message has at most {MAX_MESSAGE_BYTES}")
+        if self.connected:
+            self._client.publish(topic, payload, qos=1, retain=retain)
+
+    def acknowledge(self, message: Received) -> None:
+        """Tell the broker that a message is taken care of; it will not send it again."""
+        if message.qos:
+            self._client.ack(message.mid, message.qos)
+
+    def _on_pre_connect(self, client: paho.Client, _userdata: Any) -> None:
+        self._number += 1
+        if self._last_will is not None:
+            topic, payload = self._last_will(self._number)
+            client.will_set(topic, payload, qos=1, retain=True)
+
+    def _on_connect(
+        self,
+        client: paho.Client,
+        _userdata: Any,
+        _flags: paho.ConnectFlags,
+        code: ReasonCode,
+        _properties: Any,
+    ) -> None:
+        if not code.is_failure:
+            self.connected = True
+            self._waits = jittered_waits(random.SystemRandom().uniform)
+            self._put(Connected(self._number))
+        elif str(code) == _PASSING_REFUSAL:
+            self._wait_longer(client)
+            self._put(Lost(f"{self.address} answers: {str(code).lower()}"))
+        else:
+            self._put(Refused(str(code).lower()))
+
+    def _on_connect_fail(self, client: paho.Client, _userdata: Any) -> None:
+        self._wait_longer(client)
+        self._put(Lost(f"no broker answers at {self.address}"))
+
+    def _on_disconnect(
+        self,
+        client: paho.Client,
+        _userdata: Any,
+        _flags: paho.DisconnectFlags,
+        code: ReasonCode,
+        _properties: Any,
+    ) -> None:
+        was_connected, self.connected = self.connected, False
+        self._wait_longer(client)
+        if was_connected and code.is_failure:
+            self._put(Lost(f"the connection to {self.address} was lost"))
+
+    def _on_message(self, _client: paho.Client, _userdata: Any, message: paho.MQTTMessage) -> None:
+        self._put(Received(message.topic, bytes(message.payload), message.mid, message.qos))
+
+    def _wait_longer(self, client: paho.Client) -> None:
+        wait = next(self._waits)
+        # Setting the bounds also forgets paho's own growing delay, so that `wait` is what it waits.
+        client.reconnect_delay_set(wait, wait)  # type: ignore[arg-type] # paho takes fractions of a second
+
+    def _put(self, event: LinkEvent) -> None:
+        try:
+            self._sink.put_nowait(event)
+        except queue.Full:
+            self.overflows += 1
+            _LOG.warning("the event queue is full; %d events were left to be sent again", self.overflows)
+
+
+_C = TypeVar("_C", bound=Callable[..., None])
+
+
+def _guarded(callback: _C) -> Callable[..., None]:
+    """Keep paho's network thread alive whatever a callback raises."""
+
+    def call(*arguments: Any) -> None:
+        try:
+            callback(*arguments)
+        except Exception:  # noqa: BLE001 - whatever it is, the thread must go on
+            _LOG.exception("an MQTT callback failed")
+
+    return call

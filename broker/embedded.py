@@ -1,0 +1,177 @@
+"""A broker of our own: mosquitto where it is installed, else the pure-Python amqtt, as a child process.
+
+It ends with the process that started it, however that ends, so that a restart finds its port free.
+"""
+
+import contextlib
+import ctypes
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from broker.address import BrokerAddress
+from broker.errors import BrokerStartError, MissingExtraError
+from broker.storage import named_failures
+
+BrokerKind = Literal["mosquitto", "amqtt"]
+
+_START_TIMEOUT_S = 20.0
+_STOP_TIMEOUT_S = 10.0
+_POLL_S = 0.02
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)
+
+_MOSQUITTO_CONF = """\
+listener {port} {host}
+allow_anonymous true
+user {user}
+persistence true
+persistence_location {directory}/
+autosave_interval 60
+# Without this a subscriber to many retained topics gets only the first thousand.
+max_queued_messages 0
+max_inflight_messages 1000
+set_tcp_nodelay true
+log_dest stderr
+log_type error
+log_type warning
+"""
+
+
+def mosquitto_path() -> str | None:
+    """Find mosquitto; Debian puts it where an ordinary user's PATH does not look."""
+    return shutil.which(
+        "mosquitto", path=os.environ.get("PATH", "") + os.pathsep + "/usr/sbin:/usr/local/sbin"
+    )
+
+
+def choose_broker(wanted: Literal["auto", "mosquitto", "embedded"]) -> BrokerKind:
+    """Decide which broker ``--broker auto`` or ``--broker embedded`` means here.
+
+    Raises
+    ------
+    BrokerStartError
+        When mosquitto is asked for and missing.
+    MissingExtraError
+        When neither is installed.
+    """
+    if wanted == "mosquitto" and mosquitto_path() is None:
+        raise BrokerStartError("mosquitto is not installed; install it (apt-get install mosquitto)")
+    if wanted != "embedded" and mosquitto_path() is not None:
+        return "mosquitto"
+    if find_spec("amqtt") is None:
+        raise MissingExtraError("aggregator", "amqtt")
+    return "amqtt"
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """Find a TCP port that nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def own_broker(kind: BrokerKind, host: str, port: int, directory: Path) -> Iterator[BrokerAddress]:
+    """Run a broker while the block runs.
+
+    Parameters
+    ----------
+    host : str
+        The address to listen on.
+    directory : Path
+        Where it keeps its state and its log; made where missing.
+
+    Yields
+    ------
+    BrokerAddress
+        Where clients on this machine find it.
+
+    Raises
+    ------
+    BrokerStartError
+        When the port is taken, or the broker ends or does not answer.
+    """
+    _require_free(host, port)
+    with named_failures(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        log_path = directory / f"{kind}.log"
+        command = _command(kind, host, port, directory)
+        with log_path.open("ab") as log:
+            # preexec_fn is safe here: no other thread has been started yet, and it makes one system call.
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=_end_with_parent,  # noqa: PLW1509
+            )
+    try:
+        address = BrokerAddress(host="127.0.0.1" if host in ("0.0.0.0", "") else host, port=port)  # noqa: S104
+        _wait_until_it_listens(process, address, log_path)
+        yield address
+    finally:
+        _end(process)
+
+
+def _command(kind: BrokerKind, host: str, port: int, directory: Path) -> list[str]:
+    if kind == "amqtt":
+        return [sys.executable, "-m", "broker.amqtt_process", host, str(port)]
+    configuration = directory / "mosquitto.conf"
+    configuration.write_text(
+        _MOSQUITTO_CONF.format(
+            host=host, port=port, directory=directory.resolve(), user=pwd.getpwuid(os.getuid()).pw_name
+        )
+    )
+    return [mosquitto_path() or "mosquitto", "-c", str(configuration)]
+
+
+def _end_with_parent() -> None:
+    """Ask the kernel for SIGTERM when the parent dies, and stay out of the terminal's Ctrl-C."""
+    os.setpgid(0, 0)
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _require_free(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise BrokerStartError(
+                f"a broker cannot listen on {host}:{port}: {(error.strerror or str(error)).lower()}; "
+                f"set another port, or join the broker that runs there with --broker mqtt://{host}:{port}"
+            ) from error
+
+
+def _wait_until_it_listens(process: subprocess.Popen[bytes], address: BrokerAddress, log: Path) -> None:
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise BrokerStartError(f"the broker ended with status {process.returncode}; its log is {log}")
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection((address.host, address.port), timeout=1.0),
+        ):
+            return
+        time.sleep(_POLL_S)
+    raise BrokerStartError(f"the broker did not answer within {_START_TIMEOUT_S:.0f} s; its log is {log}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(_STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
