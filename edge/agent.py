@@ -1,0 +1,287 @@
+"""The device's loop: carries out what the session decides. The only clock on this side.
+
+One thread does everything but the network: it takes events from the connection's queue, looks once a
+second whether another process has recorded interactions, and trains.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from importlib.metadata import version as package_version
+
+import numpy as np
+
+from broker.connection import QUEUE_EVENTS, Connected, Connection, LinkEvent, Lost, Received, Refused
+from broker.errors import EncodingError, ProtocolError, RefusedError
+from broker.protocol.chunks import CHUNK_BYTES, cut
+from broker.protocol.messages import Chunk, Head, Receipt, Status, decode, encode
+from broker.protocol.topics import Filter, FleetTopics, Topic
+from broker.protocol.versions import sha256
+from edge.config import DeviceConfig
+from edge.download import Download
+from edge.personal import Personal, make_update, train
+from edge.scorer import available_scorer_name
+from edge.session import Command, Fetch, PublishStatus, PublishUpdate, Session, Settle, Subscribe, Train
+from edge.store import DeviceStore, Interacted, Model
+from trainer.params import Rows
+from trainer.sampling import NegativeSampler
+
+_LOG = logging.getLogger(__name__)
+
+_LOOK_S = 1.0
+"""Between looks for interactions that another process has recorded."""
+_STOP_S = 0.25
+"""Longest wait for an event: bounds how long a stop request goes unnoticed."""
+_NO_HEAD_S = 15.0
+"""With a broker but no head for this long, the fleet's name is probably wrong."""
+
+
+class Agent:
+    """Runs one device's session against its broker and store.
+
+    Parameters
+    ----------
+    say : callable
+        Told one sentence when something needs attention and one when that has passed.
+    rng : numpy.random.Generator
+        Draws negatives, batches and the jitter of check-ins.
+    """
+
+    def __init__(
+        self, config: DeviceConfig, store: DeviceStore, say: Callable[[str], None], rng: np.random.Generator
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._say = say
+        self._rng = rng
+        self._topics = FleetTopics(config.fleet)
+        remembered = store.remembered()
+        self._incarnation = remembered.incarnation
+        self._session = Session(remembered, rng.random)
+        self._model: Model | None = store.model()
+        self._personal: Personal | None = store.personal()
+        self._interacted: Interacted | None = None
+        self._positives: Rows = np.empty(0, dtype=np.int64)
+        self._sampler: NegativeSampler | None = None
+        self._download: Download | None = None
+        self._events: queue.Queue[LinkEvent] = queue.Queue(QUEUE_EVENTS)
+        self._connections_before = int(store.fact("connection") or 0)
+        self._connection_number = self._connections_before
+        self._connection = Connection(
+            config.address, config.device_id, self._events, last_will=self._last_will
+        )
+        self._scorer = available_scorer_name() if config.scorer == "auto" else config.scorer
+        self._store_changes: int | None = None
+        self._look_at = 0.0
+        self._broker_gone = False
+        self._no_head_at: float | None = None
+        self._told: tuple[object, ...] = ()
+
+    def run(self, stop: threading.Event) -> None:
+        """Take part in the fleet until `stop` is set.
+
+        Raises
+        ------
+        RefusedError
+            When the broker refuses this device.
+        DiskFullError, CorruptError, NotWritableError, InUseError
+            From the store; nothing that was stored is lost.
+        """
+        self._connection.start()
+        try:
+            while not stop.is_set():
+                self._handle(self._next_event())
+                now = time.monotonic()
+                self._look_for_interactions(now)
+                self._carry_out(self._session.tick(now))
+                self._complain_without_head(now)
+                self._tell_status()
+            self._publish(
+                self._topics.status(self._config.device_id), self._status(online=False), retain=True
+            )
+        finally:
+            self._connection.stop()
+            self._store.set_facts(activity="stopped", reason="")
+
+    def _next_event(self) -> LinkEvent | None:
+        now = time.monotonic()
+        wake_at = self._session.wake_at
+        wait = min(_STOP_S, max(0.0, (now + _STOP_S if wake_at is None else wake_at) - now))
+        try:
+            return self._events.get(timeout=wait) if wait else self._events.get_nowait()
+        except queue.Empty:
+            return None
+
+    def _handle(self, event: LinkEvent | None) -> None:
+        now = time.monotonic()
+        match event:
+            case Connected(number):
+                if self._broker_gone:
+                    self._say("the broker is back")
+                self._broker_gone = False
+                self._no_head_at = now + _NO_HEAD_S
+                self._connection_number = self._connections_before + number
+                self._store.set_facts(connection=self._connection_number)
+                self._carry_out(self._session.connected(now))
+            case Lost(reason):
+                if not self._broker_gone:
+                    self._say(f"{reason}; trying again until it is back")
+                self._broker_gone = True
+                self._no_head_at = self._download = None
+                self._carry_out(self._session.lost())
+            case Refused(reason):
+                raise RefusedError(
+                    f"the broker {self._connection.address} refuses the device "
+                    f"{self._config.device_id}: {reason}; check the id, user name and password"
+                )
+            case Received():
+                try:
+                    self._receive(event, now)
+                except ProtocolError as error:
+                    _LOG.warning("dropped a message on %s: %s", event.topic[:200], error)
+                self._connection.acknowledge(event)
+
+    def _receive(self, message: Received, now: float) -> None:
+        address = self._topics.parse(message.topic)
+        if address.kind == "head":
+            self._no_head_at = None
+            self._carry_out(self._session.head_received(decode(message.payload, Head), now))
+        elif address.kind == "receipt" and address.device == self._config.device_id:
+            self._carry_out(self._session.receipt_received(decode(message.payload, Receipt), now))
+        elif address.kind in ("snapshot", "catalogue") and self._download is not None:
+            chunk = decode(message.payload, Chunk)
+            if self._download.add(address, chunk, len(message.payload)):
+                self._finish_download(self._download, now)
+
+    def _finish_download(self, download: Download, now: float) -> None:
+        self._end_download()
+        try:
+            table, item_keys = download.result()
+        except ProtocolError as error:
+            _LOG.error("version %d is not used: %s", download.head.version, error)
+            self._carry_out(self._session.table_failed(now))
+            return
+        self._store.replace_model(download.head, table, item_keys)
+        if item_keys is not None:
+            self._interacted = None
+            self._personal = self._store.personal()
+        self._model = Model(head=download.head, table=table)
+        _LOG.info("table version %d is here", download.head.version)
+        self._look_at = now
+        self._look_for_interactions(now)
+        self._carry_out(self._session.table_ready(download.head, now))
+
+    def _end_download(self) -> None:
+        if self._download is not None and self._connection.connected:
+            self._connection.unsubscribe(self._download.filters(self._topics))
+        self._download = None
+
+    def _look_for_interactions(self, now: float) -> None:
+        """Notice what another process has recorded."""
+        if now < self._look_at and self._interacted is not None:
+            return
+        self._look_at = now + _LOOK_S
+        changes = self._store.changes()
+        if self._interacted is not None and changes == self._store_changes:
+            return
+        self._store_changes = changes
+        self._interacted = self._store.interacted()
+        self._positives, self._sampler = self._trainable(self._interacted)
+        n_known = self._positives.size if self._sampler is not None else 0
+        self._carry_out(self._session.interactions_changed(self._interacted.revision, n_known, now))
+
+    def _trainable(self, interacted: Interacted) -> tuple[Rows, NegativeSampler | None]:
+        """Give the positives within the table, and what draws negatives (None if nothing is left to draw)."""
+        if self._model is None:
+            return interacted.rows[:0], None
+        n_items = len(self._model.table)
+        # The catalogue may be a step ahead of the table.
+        rows = interacted.rows[interacted.rows < n_items]
+        return rows, NegativeSampler.excluding(n_items, rows) if 0 < rows.size < n_items else None
+
+    def _carry_out(self, commands: list[Command]) -> None:
+        for command in commands:
+            match command:
+                case Subscribe():
+                    head, receipt = self._topics.head, self._topics.receipt(self._config.device_id)
+                    self._connection.subscribe([Filter(head), Filter(receipt)])
+                case PublishStatus():
+                    status = self._status(online=True)
+                    self._publish(self._topics.status(self._config.device_id), status, retain=True)
+                case Fetch(head, catalogue):
+                    self._end_download()
+                    self._download = Download(head, catalogue=catalogue)
+                    self._connection.subscribe(self._download.filters(self._topics))
+                case Train():
+                    self._train(command)
+                case PublishUpdate(seq):
+                    self._publish_update(self._store.outbox(seq))
+                case Settle(seq, verdict, reason):
+                    self._store.settle(seq, verdict)
+                    level = logging.INFO if verdict in ("accepted", "duplicate") else logging.WARNING
+                    _LOG.log(level, "update %d: %s%s", seq, verdict, f" ({reason})" if reason else "")
+
+    def _train(self, command: Train) -> None:
+        model, sampler = self._model, self._sampler
+        if model is None or sampler is None:
+            raise RuntimeError("the session wants a pass without a table or interactions")
+        head = model.head
+        before = self._personal or Personal.beginning(head.w, head.b)
+        personal, change = train(model.table, before, self._positives, sampler, head.plan, self._rng)
+        update: tuple[int, bytes] | None = None
+        try:
+            if command.seq is not None:
+                made = make_update(head, head.version, self._incarnation, command.seq, change)
+                update = (command.seq, encode(made))
+        except EncodingError as error:
+            _LOG.warning("the pass diverged and is forgotten: %s", error)
+            personal = Personal.beginning(head.w, head.b)
+            command = Train(None, command.progress)
+        self._store.save_pass(personal, command.progress, update)
+        self._personal = personal
+        self._carry_out(self._session.training_done(command, time.monotonic()))
+
+    def _publish_update(self, payload: bytes) -> None:
+        topic = self._topics.update(self._config.device_id)
+        if len(payload) <= CHUNK_BYTES:
+            self._publish(topic, payload)
+            return
+        for chunk in cut(payload, sha256(payload)):
+            self._publish(topic, encode(chunk))
+
+    def _publish(self, topic: Topic, payload: bytes, *, retain: bool = False) -> None:
+        self._connection.publish(topic, payload, retain=retain)
+
+    def _last_will(self, number: int) -> tuple[Topic, bytes]:
+        will = self._status(online=False, connection=self._connections_before + number)
+        return self._topics.status(self._config.device_id), will
+
+    def _status(self, *, online: bool, connection: int | None = None) -> bytes:
+        return encode(
+            Status(
+                online=online,
+                session=self._connection_number if connection is None else connection,
+                incarnation=self._incarnation,
+                version=self._session.version,
+                scorer=self._scorer,
+                software=package_version("pfedrec-edge"),
+            )
+        )
+
+    def _complain_without_head(self, now: float) -> None:
+        if self._no_head_at is not None and now >= self._no_head_at:
+            self._no_head_at = None
+            self._say(
+                f"the broker has no model of a fleet named {self._config.fleet}; "
+                "check the fleet name, or start its aggregator; waiting"
+            )
+
+    def _tell_status(self) -> None:
+        """Leave for ``edge-client status`` what has changed."""
+        session = self._session
+        told = (session.online, session.activity.value, session.reason, session.version)
+        if told != self._told:
+            self._told = told
+            self._store.set_facts(online=int(session.online), activity=told[1], reason=session.reason)

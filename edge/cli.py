@@ -1,0 +1,243 @@
+"""``edge-client``: one device of a fleet."""
+
+import os
+
+# Before numpy is loaded: a thread pool costs a small board memory and gains nothing here.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import logging
+import secrets
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from broker.commandline import Identifier, echo_facts, echo_json, run, say
+from broker.errors import UnknownItemError
+from broker.storage import exclusive, is_in_use, read_file
+
+_DIRECTORY = click.option(
+    "--dir",
+    "directory",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="The device's directory.",
+)
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="pfedrec-edge")
+def cli() -> None:
+    """Give this device's user a recommender of their own. Interactions never leave the device.
+
+    \b
+    Example:
+      edge-client init --dir me --device-id kitchen-pi --fleet shop --broker mqtt://192.168.1.10:1883
+      edge-client start --dir me
+      edge-client record --dir me item-17 item-4
+      edge-client recommend --dir me
+    """
+
+
+@cli.command()
+@_DIRECTORY
+@click.option("--device-id", required=True, type=Identifier("the device id"), help="Unique in the fleet.")
+@click.option("--fleet", required=True, type=Identifier("the fleet name"), help="As the aggregator has it.")
+@click.option("--broker", required=True, help="mqtt://[USER[:PASSWORD]@]HOST:PORT")
+@click.option("--scorer", help="auto, tflite or numpy.  [default: auto]")
+def init(directory: Path, **settings: Any) -> None:
+    """Set up a device's directory.
+
+    \b
+    Example:
+      edge-client init --dir me --device-id kitchen-pi --fleet shop --broker mqtt://192.168.1.10:1883
+    """
+    from edge.config import CONFIG_NAME, DeviceConfig, initialise
+
+    config = DeviceConfig(**{name: value for name, value in settings.items() if value is not None})
+    initialise(directory, config)
+    say(f"{directory} is set up for device {config.device_id} of fleet {config.fleet}")
+    say(f"settings: {directory / CONFIG_NAME}; run it with: edge-client start --dir {directory}")
+
+
+@cli.command()
+@_DIRECTORY
+@click.option("--broker", help="mqtt://HOST:PORT  [default: as configured]")
+@click.option("--seed", type=int, help="Of all random draws.  [default: drawn]")
+@click.option("--verbose", is_flag=True, help="Log more.")
+def start(directory: Path, broker: str | None, seed: int | None, *, verbose: bool) -> None:
+    """Train, and take part in the fleet's rounds, until SIGTERM or Ctrl-C.
+
+    A broker that is away is waited for. Interactions recorded meanwhile are noticed within a second.
+
+    \b
+    Example:
+      edge-client start --dir me
+    """
+    import numpy as np
+
+    from edge.agent import Agent
+    from edge.config import load_config, open_store
+
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    config = load_config(directory, os.environ, broker=broker)
+    with exclusive(directory):
+        store = open_store(directory)
+        try:
+            rng = np.random.default_rng(secrets.randbits(128) if seed is None else seed)
+            say(f"device {config.device_id} of fleet {config.fleet}, broker {config.address}")
+            Agent(config, store, say, rng).run(stop)
+        finally:
+            store.close()
+    say("stopped")
+
+
+@cli.command()
+@_DIRECTORY
+@click.argument("items", nargs=-1)
+@click.option("--at", help="When: seconds since 1970 or ISO 8601.  [default: now]")
+@click.option("--file", "file", type=click.Path(path_type=Path), help="Lines of ITEM or ITEM,TIME.")
+def record(directory: Path, items: tuple[str, ...], at: str | None, file: Path | None) -> None:
+    """Record what the user interacted with; works while `start` runs, and offline.
+
+    All of a call is recorded, or none. Before the first table has arrived any item is taken, and used
+    once the catalogue has it.
+
+    \b
+    Example:
+      edge-client record --dir me item-17 item-4
+      edge-client record --dir me --file events.csv
+    """
+    from edge.config import load_config, open_store
+    from edge.events import parse_events, parse_time
+
+    if bool(items) == (file is not None):
+        raise click.UsageError("give either ITEMs or --file FILE")
+    if file is not None and at is not None:
+        raise click.UsageError("--at goes with ITEMs; in a file each line has its own time")
+    load_config(directory, os.environ)
+    now = time.time()
+    if file is not None:
+        events = parse_events(read_file(file), str(file), now)
+    else:
+        when = now if at is None else parse_time(at)
+        events = [(_checked_item(item), when) for item in items]
+    store = open_store(directory)
+    try:
+        known = store.has_catalogue()
+        unknown = store.unknown_items([item for item, _ in events]) if known else []
+        if unknown:
+            raise UnknownItemError(
+                f"{_listed(unknown)} not in the catalogue of {directory}; nothing was recorded"
+            )
+        store.record(events)
+    finally:
+        store.close()
+    say(f"recorded {len(events)} interaction{'s' * (len(events) != 1)}")
+    if not known:
+        say("the catalogue has not arrived yet; items that it does not have will wait until it has them")
+
+
+def _checked_item(item: str) -> str:
+    from trainer.datasets import checked_key
+
+    return checked_key(item, "item", "ITEM", None)
+
+
+def _listed(items: list[str]) -> str:
+    shown = ", ".join(repr(item[:60]) for item in items[:3])
+    rest = f" and {len(items) - 3} more" if len(items) > 3 else ""
+    return f"{shown}{rest} {'is' if len(items) == 1 else 'are'}"
+
+
+@cli.command()
+@_DIRECTORY
+@click.option("--top", default=10, show_default=True, type=click.IntRange(1), help="How many items.")
+@_JSON
+def recommend(directory: Path, top: int, *, as_json: bool) -> None:
+    """List the best items that the user has not interacted with.
+
+    \b
+    Example:
+      edge-client recommend --dir me --top 5
+    """
+    from dataclasses import asdict
+
+    from edge.config import load_config, open_store
+    from edge.recommendation import recommend as best_items
+    from edge.scorer import make_scorer
+
+    config = load_config(directory, os.environ)
+    store = open_store(directory)
+    try:
+        result = best_items(store, make_scorer(config.scorer_choice), top)
+    finally:
+        store.close()
+    if as_json:
+        echo_json(asdict(result))
+        return
+    if not result.personal:
+        say("no training yet: the order is the fleet's, the same for every new user")
+    for each in result.items:
+        click.echo(f"{each.rank:>4}  {each.score:.4f}  {each.item}")
+
+
+@cli.command()
+@_DIRECTORY
+@_JSON
+def status(directory: Path, *, as_json: bool) -> None:
+    """Tell what the device holds and does, and why it is or is not training.
+
+    \b
+    Example:
+      edge-client status --dir me --json
+    """
+    from edge.config import load_config, open_store
+    from edge.scorer import available_scorer_name
+
+    config = load_config(directory, os.environ)
+    store = open_store(directory)
+    try:
+        running = is_in_use(directory)
+        head, interacted, remembered = store.model_head(), store.interacted(), store.remembered()
+        facts: dict[str, Any] = {
+            "device_id": config.device_id,
+            "fleet": config.fleet,
+            "broker": str(config.address),
+            "running": running,
+            "online": running and bool(store.fact("online")),
+            "activity": store.fact("activity") if running else "stopped",
+            "reason": store.fact("reason") if running else "start is not running",
+            "version": None if head is None else head.version,
+            "sha256": None if head is None else head.sha256.hex(),
+            "items": None if head is None else head.rows,
+            "interactions": interacted.total,
+            "known_items": int(interacted.rows.size),
+            "unknown_items": interacted.unknown,
+            "updates_made": remembered.last_seq,
+            "outbox": store.outbox_size(),
+            "receipts": store.receipts(),
+            "scorer": available_scorer_name() if config.scorer == "auto" else config.scorer,
+        }
+    finally:
+        store.close()
+    if as_json:
+        echo_json(facts)
+        return
+    receipts = ", ".join(f"{count} {verdict}" for verdict, count in facts["receipts"].items()) or "none yet"
+    shown = {name: "-" if value is None else value for name, value in facts.items()}
+    echo_facts(shown | {"receipts": receipts})
+
+
+def main() -> None:
+    """Run ``edge-client``."""
+    run(cli, "edge-client")

@@ -1,0 +1,85 @@
+"""What is the user's own: a score function and a fine-tuned view of some items; and how a pass renews it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from broker.protocol.encodings import ENCODINGS, SparseChange
+from broker.protocol.messages import Head, Plan, Update
+from trainer.local import local_pass
+from trainer.params import Floats, Rows, ScoreFunction
+from trainer.sampling import NegativeSampler
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Personal:
+    """The personal state. It never leaves the device.
+
+    Attributes
+    ----------
+    score_function : ScoreFunction
+    own_rows : ndarray, shape (n_own,), int64
+        Rows of the item table that the newest pass touched, ascending.
+    own_values : ndarray, shape (n_own, dim), float32
+        The user's own view of those rows.
+    """
+
+    score_function: ScoreFunction
+    own_rows: Rows
+    own_values: Floats
+
+    @classmethod
+    def beginning(cls, w: Floats, b: float) -> "Personal":
+        """Give a new user's state: the fleet's first score function and no rows."""
+        return cls(
+            score_function=ScoreFunction(w=w, b=b),
+            own_rows=np.empty(0, dtype=np.int64),
+            own_values=np.empty((0, w.size), dtype=np.float32),
+        )
+
+    def view(self, table: Floats) -> Floats:
+        """Lay the own rows over the shared table; shape (n_items, dim), a new, read-only array."""
+        own = table.copy()
+        own[self.own_rows] = self.own_values
+        own.flags.writeable = False
+        return own
+
+
+def train(
+    table: Floats,
+    personal: Personal,
+    positives: Rows,
+    sampler: NegativeSampler,
+    plan: Plan,
+    rng: np.random.Generator,
+) -> tuple[Personal, SparseChange]:
+    """Make one local pass from the shared table; give the new personal state and what it changed.
+
+    Parameters
+    ----------
+    table : ndarray, shape (n_items, dim), float32
+        The shared table, without anybody's own rows.
+    positives : ndarray, shape (n_positives,), int64
+    """
+    result = local_pass(table, personal.score_function, positives, sampler, plan.hyperparameters, rng)
+    renewed = Personal(score_function=result.score_function, own_rows=result.rows, own_values=result.values)
+    return renewed, SparseChange(rows=result.rows, change=result.change)
+
+
+def make_update(head: Head, version: int, incarnation: int, seq: int, change: SparseChange) -> Update:
+    """Encode a pass's change as the head's plan wants it; exactly where that encoding is unknown here.
+
+    Raises
+    ------
+    EncodingError
+        When a change is not finite or beyond all bounds.
+    """
+    encoding = ENCODINGS.get(head.plan.encoding, ENCODINGS["float32"])
+    return Update(
+        instance=head.instance,
+        incarnation=incarnation,
+        seq=seq,
+        base_version=version,
+        encoding=encoding.name,
+        body=encoding.encode(change),
+    )
