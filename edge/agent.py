@@ -21,10 +21,11 @@ from broker.protocol.topics import Filter, FleetTopics, Topic
 from broker.protocol.versions import sha256
 from edge.config import DeviceConfig
 from edge.download import Download
-from edge.personal import Personal, make_update, train
+from edge.personal import Personal, make_update
 from edge.scorer import available_scorer_name
 from edge.session import Command, Fetch, PublishStatus, PublishUpdate, Session, Settle, Subscribe, Train
 from edge.store import DeviceStore, Interacted, Model
+from trainer.local import local_pass
 from trainer.params import Rows
 from trainer.sampling import NegativeSampler
 
@@ -229,11 +230,19 @@ class Agent:
             raise RuntimeError("the session wants a pass without a table or interactions")
         head = model.head
         before = self._personal or Personal.beginning(head.w, head.b)
-        personal, change = train(model.table, before, self._positives, sampler, head.plan, self._rng)
+        result = local_pass(
+            model.table,
+            before.score_function,
+            self._positives,
+            sampler,
+            head.plan.hyperparameters,
+            self._rng,
+        )
+        personal = Personal.of(result)
         update: tuple[int, bytes] | None = None
         try:
             if command.seq is not None:
-                made = make_update(head, head.version, self._incarnation, command.seq, change)
+                made = make_update(head, self._incarnation, command.seq, result)
                 update = (command.seq, encode(made))
         except EncodingError as error:
             _LOG.warning("the pass diverged and is forgotten: %s", error)

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from broker.protocol.encodings import ENCODINGS, SparseChange
-from broker.protocol.messages import Head, Plan, Update
-from trainer.local import local_pass
+from broker.protocol.messages import Head, Update
+from trainer.local import LocalResult
 from trainer.params import Floats, Rows, ScoreFunction
-from trainer.sampling import NegativeSampler
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -37,6 +36,11 @@ class Personal:
             own_values=np.empty((0, w.size), dtype=np.float32),
         )
 
+    @classmethod
+    def of(cls, result: LocalResult) -> "Personal":
+        """Give what a pass has made of it."""
+        return cls(score_function=result.score_function, own_rows=result.rows, own_values=result.values)
+
     def view(self, table: Floats) -> Floats:
         """Lay the own rows over the shared table; shape (n_items, dim), a new, read-only array."""
         own = table.copy()
@@ -45,29 +49,8 @@ class Personal:
         return own
 
 
-def train(
-    table: Floats,
-    personal: Personal,
-    positives: Rows,
-    sampler: NegativeSampler,
-    plan: Plan,
-    rng: np.random.Generator,
-) -> tuple[Personal, SparseChange]:
-    """Make one local pass from the shared table; give the new personal state and what it changed.
-
-    Parameters
-    ----------
-    table : ndarray, shape (n_items, dim), float32
-        The shared table, without anybody's own rows.
-    positives : ndarray, shape (n_positives,), int64
-    """
-    result = local_pass(table, personal.score_function, positives, sampler, plan.hyperparameters, rng)
-    renewed = Personal(score_function=result.score_function, own_rows=result.rows, own_values=result.values)
-    return renewed, SparseChange(rows=result.rows, change=result.change)
-
-
-def make_update(head: Head, version: int, incarnation: int, seq: int, change: SparseChange) -> Update:
-    """Encode a pass's change as the head's plan wants it; exactly where that encoding is unknown here.
+def make_update(head: Head, incarnation: int, seq: int, result: LocalResult) -> Update:
+    """Encode a pass over the table of `head` as its plan wants it; exactly if that encoding is unknown here.
 
     Raises
     ------
@@ -79,7 +62,7 @@ def make_update(head: Head, version: int, incarnation: int, seq: int, change: Sp
         instance=head.instance,
         incarnation=incarnation,
         seq=seq,
-        base_version=version,
+        base_version=head.version,
         encoding=encoding.name,
-        body=encoding.encode(change),
+        body=encoding.encode(SparseChange(rows=result.rows, change=result.change)),
     )

@@ -7,15 +7,47 @@ without the user's training items.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trainer.metrics import RankingMetrics, metrics_from_ranks, ranks_among_candidates
-from trainer.params import Floats, Rows
+from trainer.params import Rows
 from trainer.splits import Split
 
 _BLOCK_USERS = 256
 """Users scored at a time: bounds the score matrix to 256 x n_items floats."""
+
+
+Scores = NDArray[np.floating[Any]]
+"""Float32 where speed matters; float64 where others are to find the same ranks in their own way."""
+
+
+class OwnView(Protocol):
+    """A user's own view of some rows of the item table."""
+
+    @property
+    def rows(self) -> Rows:
+        """The rows, ascending; shape (n_own,)."""
+        ...
+
+    def products(self, w: Scores, /) -> Scores:
+        """Give the own values of the rows times w; shape (n_own,)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DenseView:
+    """An own view as values, shape (n_own, dim)."""
+
+    rows: Rows
+    values: Scores
+
+    def products(self, w: Scores, /) -> Scores:
+        """See `OwnView.products`."""
+        products: Scores = np.dot(self.values, w)
+        return products
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -24,18 +56,15 @@ class Population:
 
     Attributes
     ----------
-    W : ndarray, shape (n_users, dim), float32
-    b : ndarray, shape (n_users,), float32
-    own_rows : sequence of ndarray, int64
-        For each user the rows of its own view, ascending; shape (n_u,).
-    own_values : sequence of ndarray, float32
-        Their values; shape (n_u, dim).
+    W : ndarray, shape (n_users, dim)
+    b : ndarray, shape (n_users,)
+    own : sequence of OwnView or None
+        None for a user who has no own view yet.
     """
 
-    W: Floats
-    b: Floats
-    own_rows: Sequence[Rows]
-    own_values: Sequence[Floats]
+    W: Scores
+    b: Scores
+    own: Sequence[OwnView | None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,24 +75,25 @@ class ViewMetrics:
     full: RankingMetrics
 
 
-def own_scores(table: Floats, population: Population, users: slice) -> Floats:
-    """Give the logits of the users' own views, shape (n_block, n_items), float32."""
+def own_scores(table: Scores, population: Population, users: slice) -> Scores:
+    """Give the logits of the users' own views, shape (n_block, n_items)."""
     scores = shared_scores(table, population, users)
     for line, user in enumerate(range(*users.indices(len(population.W)))):
-        own = np.dot(population.own_values[user], population.W[user])
-        scores[line, population.own_rows[user]] = own + population.b[user]
+        own = population.own[user]
+        if own is not None:
+            scores[line, own.rows] = own.products(population.W[user]) + population.b[user]
     return scores
 
 
-def shared_scores(table: Floats, population: Population, users: slice) -> Floats:
-    """Give the logits of the shared table, shape (n_block, n_items), float32."""
-    scores: Floats = np.dot(population.W[users], table.T)
+def shared_scores(table: Scores, population: Population, users: slice) -> Scores:
+    """Give the logits of the shared table, shape (n_block, n_items)."""
+    scores: Scores = np.dot(population.W[users], table.T)
     scores += population.b[users][:, None]
     return scores
 
 
 def sampled_metrics(
-    table: Floats, population: Population, candidates: Sequence[Rows], *, own: bool
+    table: Scores, population: Population, candidates: Sequence[Rows], *, own: bool
 ) -> list[RankingMetrics]:
     """Rank each user's positive among its candidates, for several candidate sets at once.
 
@@ -82,7 +112,7 @@ def sampled_metrics(
     return [metrics_from_ranks(np.concatenate(parts)) for parts in ranks]
 
 
-def full_metrics(table: Floats, population: Population, split: Split, *, own: bool) -> RankingMetrics:
+def full_metrics(table: Scores, population: Population, split: Split, *, own: bool) -> RankingMetrics:
     """Rank each user's test item against all items outside the user's training set."""
     view = own_scores if own else shared_scores
     ranks = np.empty(len(population.W), dtype=np.int64)
@@ -91,8 +121,8 @@ def full_metrics(table: Floats, population: Population, split: Split, *, own: bo
         for line, user in enumerate(range(start, min(start + _BLOCK_USERS, len(population.W)))):
             positive = scores[line, split.test[user]]
             scores[line, split.train[user]] = -np.inf
-            # The positive itself is not below itself, hence the - 1.
-            ranks[user] = np.count_nonzero(scores[line] >= positive) - 1
+            # All that is not below counts, a NaN too; the positive is not below itself, hence the - 1.
+            ranks[user] = split.n_items - np.count_nonzero(scores[line] < positive) - 1
     return metrics_from_ranks(ranks)
 
 

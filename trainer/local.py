@@ -6,24 +6,33 @@ For every mini-batch, as in the paper's alternating update (arXiv 2301.08143, al
 2. forward again with the new w, b; one SGD step on the touched item rows.
 
 With the binary cross-entropy and ``z = w·e_i + b`` a sample's gradient is ``g = sigmoid(z) - y`` for
-b, ``g·e_i`` for w and ``g·w`` for e_i. So the row gradients of a batch are rank one: sum g by row, times
-w. The forward pass, too, is one product with the touched rows, then a look-up for each sample.
+b, ``g·e_i`` for w and ``g·w`` for e_i. Two things make a pass cheap:
 
-Everything is float32. ``2g = tanh(z/2) + (1 - 2y)`` needs one transcendental and cannot overflow.
+* All samples of a row in a batch have the same z. With n of them, of which p positive, their gradients
+  sum to ``n·sigmoid(z) - p``: one transcendental for each row, whatever the number of samples.
+* The row gradients of a batch are rank one: that sum, times w. So the rows after k batches are the rows
+  before plus ``C·W``, C of shape (n_rows, k), W the k score vectors. The rows themselves are renewed
+  only when the pass ends, or k has grown to the order of the width.
+
+Everything is float32. ``2·sigmoid(z) = tanh(z/2) + 1`` cannot overflow.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trainer.errors import ParameterError
 from trainer.params import Floats, Hyperparameters, Rows, ScoreFunction
 from trainer.sampling import NegativeSampler
 
+_MAX_PENDING = 16
+"""Batches after which the rows are renewed: looking back costs k products, renewing one of the width."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class LocalResult:
-    """What one local pass leaves.
+    """What one local pass leaves: small, as the change of the rows is kept as the two factors it is made of.
 
     Attributes
     ----------
@@ -31,16 +40,37 @@ class LocalResult:
         The personal score function after the pass.
     rows : ndarray, shape (n_rows,), int64
         The touched rows of the item table, ascending.
-    values : ndarray, shape (n_rows, dim), float32
-        Those rows after the pass: the user's own view of them.
-    change : ndarray, shape (n_rows, dim), float32
-        ``values - table[rows]``: what an update carries.
+    table : ndarray, shape (n_items, dim), float32
+        The shared table that the pass started from; not a copy.
+    coefficients : ndarray, shape (k, n_rows), float32
+    vectors : ndarray, shape (k, dim), float32
+        ``change = coefficients.T · vectors``; k is at most the number of batches, and at most dim.
     """
 
     score_function: ScoreFunction
     rows: Rows
-    values: Floats
-    change: Floats
+    table: Floats
+    coefficients: Floats
+    vectors: Floats
+
+    @property
+    def change(self) -> Floats:
+        """What an update carries; shape (n_rows, dim), float32, computed anew."""
+        change: Floats = np.dot(self.coefficients.T, self.vectors)
+        return change
+
+    @property
+    def values(self) -> Floats:
+        """The rows after the pass: the user's own view; shape (n_rows, dim), float32, computed anew."""
+        values: Floats = self.table.take(self.rows, axis=0)
+        values += self.change
+        return values
+
+    def products(self, w: Floats) -> Floats:
+        """Give ``values · w``; shape (n_rows,), float32."""
+        products: Floats = np.dot(self.table.take(self.rows, axis=0), w)
+        products += np.dot(np.dot(self.vectors, w), self.coefficients)
+        return products
 
 
 def local_pass(
@@ -63,38 +93,93 @@ def local_pass(
     Raises
     ------
     ParameterError
-        When there is no positive, or one is no row of the table.
+        When there is no positive, or one is no row of the table, or `sampler` or `score_function` was
+        made for another table.
     """
     if positives.size == 0:
         raise ParameterError("a local pass needs at least one interaction")
     if int(positives.min()) < 0 or int(positives.max()) >= len(table):
         raise ParameterError(f"positives must be rows of the table, 0..{len(table) - 1}")
+    if sampler.n_items > len(table):
+        raise ParameterError(f"the sampler draws from {sampler.n_items} items; the table has {len(table)}")
+    if score_function.w.shape != table.shape[1:]:
+        raise ParameterError(
+            f"w has shape {score_function.w.shape}; the rows of the table have {table.shape[1:]}"
+        )
     n_positives = positives.size
     items = np.concatenate((positives, sampler.draw(hyperparameters.negatives * n_positives, rng)))
     order = rng.permutation(items.size)
     rows, position = _touched(items, len(table))
     position = position[order]
-    two_g_bias = np.where(order < n_positives, np.float32(-1.0), np.float32(1.0))
-
-    before: Floats = table.take(rows, axis=0)
-    values = before.copy()
-    w = score_function.w.copy()
-    b = score_function.b
-    for start in range(0, items.size, hyperparameters.batch_size):
-        stop = start + hyperparameters.batch_size
-        batch = position[start:stop]
-        bias = two_g_bias[start:stop]
-        half_mean = 0.5 / batch.size
-        by_row = _two_g_by_row(values, w, b, batch, bias)
-        step = np.float32(hyperparameters.lr * half_mean)
-        b -= float(step) * float(by_row.sum())
-        w -= step * np.dot(by_row, values)
-        by_row = _two_g_by_row(values, w, b, batch, bias)
-        by_row *= np.float32(-hyperparameters.item_lr * half_mean)
-        values += np.dot(by_row[:, None], w[None, :])
-    return LocalResult(
-        score_function=ScoreFunction(w=w, b=b), rows=rows, values=values, change=values - before
+    n_samples, two_g_bias = _by_batch_and_row(
+        position, order < n_positives, hyperparameters.batch_size, rows.size
     )
+    n_batches = len(n_samples)
+    coefficients = np.empty((n_batches, rows.size), dtype=np.float32)
+    vectors = np.empty((n_batches, table.shape[1]), dtype=np.float32)
+    before: Floats = table.take(rows, axis=0)
+    values, renewed = before, 0
+    w, b = score_function.w, score_function.b
+    for batch in range(n_batches):
+        size = min(hyperparameters.batch_size, items.size - batch * hyperparameters.batch_size)
+        half_mean = 0.5 / size
+        if batch - renewed == _MAX_PENDING:
+            values = values + np.dot(coefficients[renewed:batch].T, vectors[renewed:batch])
+            renewed = batch
+        C, W = coefficients[renewed:batch], vectors[renewed:batch]
+        two_g = _tanh_half(values, C, W, w, b)
+        two_g *= n_samples[batch]
+        two_g += two_g_bias[batch]
+        step = np.float32(hyperparameters.lr * half_mean)
+        gradient = np.dot(two_g, values)
+        if len(C):
+            gradient += np.dot(np.dot(C, two_g), W)
+        b -= float(step) * float(np.add.reduce(two_g))
+        w = w - step * gradient
+        two_g = _tanh_half(values, C, W, w, b)
+        two_g *= n_samples[batch]
+        two_g += two_g_bias[batch]
+        np.multiply(two_g, np.float32(-hyperparameters.item_lr * half_mean), out=coefficients[batch])
+        vectors[batch] = w
+    if n_batches > table.shape[1]:
+        # More factors than columns: the change itself is the smaller form.
+        coefficients = np.dot(vectors.T, coefficients)
+        vectors = np.eye(table.shape[1], dtype=np.float32)
+    return LocalResult(
+        score_function=ScoreFunction(w=w, b=b),
+        rows=rows,
+        table=table,
+        coefficients=coefficients,
+        vectors=vectors,
+    )
+
+
+def _by_batch_and_row(
+    position: Rows, is_positive: NDArray[np.bool_], batch_size: int, n_rows: int
+) -> tuple[Floats, Floats]:
+    """Count samples, and negatives minus positives, for each batch and row; shapes (n_batches, n_rows)."""
+    n_batches = -(-position.size // batch_size)
+    cell = np.arange(position.size)
+    cell //= batch_size
+    cell *= n_rows
+    cell += position
+    shape = (n_batches, n_rows)
+    samples = np.bincount(cell, minlength=n_batches * n_rows)
+    positives = np.bincount(cell[is_positive], minlength=n_batches * n_rows)
+    positives *= -2
+    positives += samples
+    return samples.reshape(shape).astype(np.float32), positives.reshape(shape).astype(np.float32)
+
+
+def _tanh_half(values: Floats, C: Floats, W: Floats, w: Floats, b: float) -> Floats:
+    """Give ``tanh(z/2)`` of the rows ``values + C.T·W``; shape (n_rows,)."""
+    half_w = w * np.float32(0.5)
+    half_z: Floats = np.dot(values, half_w)
+    if len(C):
+        half_z += np.dot(np.dot(W, half_w), C)
+    half_z += np.float32(0.5 * b)
+    np.tanh(half_z, out=half_z)
+    return half_z
 
 
 def _touched(items: Rows, n_items: int) -> tuple[Rows, Rows]:
@@ -111,13 +196,3 @@ def _touched(items: Rows, n_items: int) -> tuple[Rows, Rows]:
     position = np.empty(n_items, dtype=np.int64)
     position[rows] = np.arange(rows.size)
     return rows, position[items]
-
-
-def _two_g_by_row(values: Floats, w: Floats, b: float, batch: Rows, two_g_bias: Floats) -> Floats:
-    """Sum twice the logit gradient of a batch's samples for each touched row; shape (n_rows,)."""
-    half_z = np.dot(values, w * np.float32(0.5))
-    half_z += np.float32(0.5 * b)
-    two_g = half_z.take(batch)
-    np.tanh(two_g, out=two_g)
-    two_g += two_g_bias
-    return np.bincount(batch, two_g, len(values)).astype(np.float32)

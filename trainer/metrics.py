@@ -1,6 +1,7 @@
 """Ranking figures of one held-out positive for each user: HR@k and NDCG@k.
 
-Ties count against the positive, so that a constant score ranks last, not first.
+Ties count against the positive, so that a constant score ranks last, not first; so does a score that is
+not a number, so that a model that diverged does not look perfect.
 """
 
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.params import Floats, Rows
+from trainer.params import Rows
 
 TOP_K = 10
 
@@ -30,7 +31,7 @@ class RankingMetrics:
     ndcg: float
 
 
-def ranks_among_candidates(scores: Floats) -> Rows:
+def ranks_among_candidates(scores: NDArray[np.floating[Any]]) -> Rows:
     """Give each user's rank of the positive, 0 the best.
 
     Parameters
@@ -38,7 +39,7 @@ def ranks_among_candidates(scores: Floats) -> Rows:
     scores : ndarray, shape (n_users, n_candidates)
         The positive's score first.
     """
-    ranks: Rows = (scores[:, 1:] >= scores[:, :1]).sum(axis=1)
+    ranks: Rows = (scores.shape[1] - 1) - (scores[:, 1:] < scores[:, :1]).sum(axis=1)
     return ranks
 
 

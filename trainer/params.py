@@ -77,6 +77,11 @@ def paper_hyperparameters(n_items: int, *, lr: float = 0.1, lr_eta: float = 80.0
     return Hyperparameters(lr=lr, item_lr=lr * n_items * lr_eta - lr, negatives=4, batch_size=256)
 
 
+def _require_dim(dim: int) -> None:
+    if not 1 <= dim <= MAX_DIM:
+        raise ParameterError(f"dim is {dim}; it must lie between 1 and {MAX_DIM}")
+
+
 def initial_table(n_items: int, dim: int, rng: np.random.Generator, *, scale: float = 1.0) -> Floats:
     """Draw the first shared item table, N(0, scale²).
 
@@ -91,13 +96,19 @@ def initial_table(n_items: int, dim: int, rng: np.random.Generator, *, scale: fl
     """
     if n_items < 1:
         raise ParameterError(f"an item table needs at least one item, not {n_items}")
-    if not 1 <= dim <= MAX_DIM:
-        raise ParameterError(f"dim is {dim}; it must lie between 1 and {MAX_DIM}")
+    _require_dim(dim)
     return (rng.standard_normal((n_items, dim), dtype=np.float32) * np.float32(scale)).astype(np.float32)
 
 
 def initial_score_function(dim: int, rng: np.random.Generator) -> ScoreFunction:
-    """Draw the score function that all clients start from, uniform in ±1/sqrt(dim)."""
+    """Draw the score function that all clients start from, uniform in ±1/sqrt(dim).
+
+    Raises
+    ------
+    ParameterError
+        When `dim` is out of range.
+    """
+    _require_dim(dim)
     bound = 1.0 / np.sqrt(dim)
     w = rng.uniform(-bound, bound, dim).astype(np.float32)
     return ScoreFunction(w=w, b=float(np.float32(rng.uniform(-bound, bound))))

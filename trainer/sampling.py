@@ -14,6 +14,7 @@ from trainer.errors import ParameterError
 from trainer.params import Rows
 
 Protocol = Literal["published", "clean"]
+_LISTED_PER_DRAW = 20
 PROTOCOLS: tuple[Protocol, ...] = ("published", "clean")
 
 
@@ -53,4 +54,9 @@ class NegativeSampler:
     def draw(self, count: int, rng: np.random.Generator) -> Rows:
         """Draw `count` allowed items; shape (count,), int64."""
         nth: Rows = rng.integers(0, self.n_items - self.gaps.size, count)
+        if self.n_items <= _LISTED_PER_DRAW * count:
+            # Listing the allowed items is cheaper than that many searches; the answer is the same.
+            allowed = np.ones(self.n_items, dtype=np.bool_)
+            allowed[self.gaps + np.arange(self.gaps.size)] = False
+            return allowed.nonzero()[0].take(nth)
         return nth + self.gaps.searchsorted(nth, side="right")

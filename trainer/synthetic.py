@@ -12,6 +12,9 @@ import numpy as np
 from trainer.errors import ParameterError
 from trainer.splits import Interactions
 
+_LEAST_INTERACTIONS = 12
+"""More than the ten that data sets are filtered by, so that no generated user is dropped."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SyntheticSettings:
@@ -41,10 +44,20 @@ class SyntheticSettings:
             raise ParameterError(f"n_users is {self.n_users}; it must be at least 1")
         if not 1 <= self.favourite_groups <= self.n_groups <= self.n_items:
             raise ParameterError("favourite_groups, n_groups and n_items must each be at most the next")
-        if not 12 <= self.mean_interactions <= self.n_items // 4:
-            raise ParameterError(f"mean_interactions must lie between 12 and {self.n_items // 4}")
+        if not _LEAST_INTERACTIONS <= self.mean_interactions <= self.n_items // 4:
+            raise ParameterError(
+                f"mean_interactions is {self.mean_interactions}; "
+                f"it must lie between {_LEAST_INTERACTIONS} and a quarter of n_items, {self.n_items // 4}"
+            )
         if not 0.0 <= self.loyalty <= 1.0:
             raise ParameterError(f"loyalty is {self.loyalty}; it must lie between 0 and 1")
+        if (
+            self.loyalty == 1.0
+            and self.favourite_groups * (self.n_items // self.n_groups) < _LEAST_INTERACTIONS
+        ):
+            raise ParameterError(
+                f"with a loyalty of 1 the favourite groups must hold at least {_LEAST_INTERACTIONS} items"
+            )
 
 
 def generate(settings: SyntheticSettings, rng: np.random.Generator) -> Interactions:
@@ -62,8 +75,8 @@ def generate(settings: SyntheticSettings, rng: np.random.Generator) -> Interacti
         favoured = np.where(np.isin(group_of, favourites), popularity, 0.0)
         chance = settings.loyalty * favoured / favoured.sum()
         chance += (1.0 - settings.loyalty) * popularity / popularity.sum()
-        extra = rng.poisson(settings.mean_interactions - 12)
-        count = min(12 + int(extra), int(np.count_nonzero(chance)))
+        extra = rng.poisson(settings.mean_interactions - _LEAST_INTERACTIONS)
+        count = min(_LEAST_INTERACTIONS + int(extra), int(np.count_nonzero(chance)))
         # The largest of log(p) + Gumbel noise are a draw without replacement, in order (Gumbel top-k).
         noisy = np.log(np.maximum(chance, 1e-300)) + rng.gumbel(size=n_items)
         histories.append(rng.permutation(np.argpartition(-noisy, count - 1)[:count]))

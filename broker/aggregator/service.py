@@ -17,15 +17,14 @@ from typing import cast
 from broker.address import BrokerAddress
 from broker.aggregator.config import AggregatorConfig
 from broker.aggregator.core import AggregatorCore, CloseRound, Command, Journal, PublishVersion, ReplyReceipt
+from broker.aggregator.publication import Publication
 from broker.aggregator.reassembly import Reassembly
 from broker.aggregator.store.interface import AggregatorStore, Batch
 from broker.connection import QUEUE_EVENTS, Connected, Connection, LinkEvent, Lost, Received, Refused
 from broker.errors import ProtocolError, RefusedError
-from broker.protocol.chunks import chunk_count, cut
 from broker.protocol.encodings import ENCODINGS
-from broker.protocol.messages import Chunk, Head, Receipt, Status, Update, decode, encode
+from broker.protocol.messages import Chunk, Receipt, Status, Update, decode, encode
 from broker.protocol.topics import Address, FleetTopics
-from broker.protocol.versions import catalogue_bytes, sha256, table_bytes
 
 _LOG = logging.getLogger(__name__)
 
@@ -54,9 +53,9 @@ class AggregatorService:
     ) -> None:
         self._store = store
         self._say = say
-        self._item_keys = store.item_keys()
-        self._start = store.start()
-        self._plan = config.plan(len(self._item_keys))
+        item_keys = store.item_keys()
+        self._plan = config.plan(len(item_keys))
+        self._publication = Publication(item_keys, self._plan, store.start())
         self._core = AggregatorCore(
             config.round_settings, config.make_strategy(), store.load(), store.pending()
         )
@@ -217,31 +216,11 @@ class AggregatorService:
             self._publish_version()
 
     def _publish_version(self) -> None:
-        version = self._core.version
-        content = table_bytes(self._core.table)
-        digest = sha256(content)
-        slot = version % 2
-        for chunk in cut(content, digest):
-            self._connection.publish(self._topics.snapshot(slot, chunk.index), encode(chunk), retain=True)
-        catalogue = catalogue_bytes(self._item_keys)
-        rows, dim = self._core.table.shape
-        head = Head(
-            instance=self._core.instance,
-            session=self._session,
-            version=version,
-            rows=rows,
-            dim=dim,
-            sha256=digest,
-            slot=slot,
-            chunks=chunk_count(len(content)),
-            catalogue_rows=len(self._item_keys),
-            catalogue_chunks=chunk_count(len(catalogue)),
-            catalogue_bytes=len(catalogue),
-            catalogue_sha256=sha256(catalogue),
-            plan=self._plan,
-            w=self._start.w,
-            b=self._start.b,
-        )
+        head, chunks = self._publication.of(self._core, self._session)
+        for chunk in chunks:
+            self._connection.publish(
+                self._topics.snapshot(head.slot, chunk.index), encode(chunk), retain=True
+            )
         self._connection.publish(self._topics.head, encode(head), retain=True)
 
     def _connected(self) -> None:
@@ -251,8 +230,7 @@ class AggregatorService:
         self._broker_gone = False
         self._session = self._store.next_session()
         self._connection.subscribe([self._topics.update_filter, self._topics.status_filter])
-        catalogue = catalogue_bytes(self._item_keys)
-        for chunk in cut(catalogue, sha256(catalogue)):
+        for chunk in self._publication.catalogue_chunks():
             self._connection.publish(self._topics.catalogue(chunk.index), encode(chunk), retain=True)
         self._publish_version()
         _LOG.info(

@@ -7,6 +7,7 @@ written down in ``docs/protocol.cddl`` and changes with the version in the topic
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar, get_args
 
 import numpy as np
@@ -337,6 +338,33 @@ def encode(message: Message) -> bytes:
     elif isinstance(message, Update):
         content["body"] = dict(message.body)
     return wire.dumps(content)
+
+
+def update_size(update: Update) -> int:
+    """Give ``len(encode(update))`` without encoding."""
+    # Only integers and arrays differ between updates of the same encoding and body names.
+    integers = (update.instance, update.incarnation, update.seq, update.base_version)
+    size = _bare_update_size(update.encoding, tuple(update.body))
+    size += sum(map(_argument_bytes, integers))
+    for array in update.body.values():
+        size += array.nbytes + _argument_bytes(array.nbytes)
+    return size
+
+
+@lru_cache(maxsize=64)
+def _bare_update_size(encoding: str, names: tuple[str, ...]) -> int:
+    empty = np.empty(0, dtype=np.float32)
+    bare = Update(
+        instance=0, incarnation=0, seq=1, base_version=0, encoding=encoding, body=dict.fromkeys(names, empty)
+    )
+    return len(encode(bare))
+
+
+def _argument_bytes(value: int) -> int:
+    """Give the bytes that follow the first one of a CBOR integer or length (RFC 8949, section 3)."""
+    if value < 24:
+        return 0
+    return 1 if value < 0x100 else 2 if value < 0x10000 else 4 if value < 0x100000000 else 8
 
 
 def decode(payload: bytes, *expected: type[_M], max_bytes: int = wire.MAX_MESSAGE_BYTES) -> _M:

@@ -6,6 +6,9 @@ from trainer.aggregation.interface import Accumulator
 from trainer.errors import ParameterError
 from trainer.params import Floats
 
+_LEAST_WEIGHT = 1e-12
+"""Smaller weights would vanish in float32, and the mean of a round of such updates with them."""
+
 
 def _require_population(population: int) -> None:
     if population < 1:
@@ -51,10 +54,10 @@ class FedBuff:
             raise ParameterError(f"the staleness exponent is {self.exponent}; it must lie between 0 and 10")
 
     def weight(self, staleness: int) -> float:
-        """Give ``(1 + staleness)^-a``."""
+        """Give ``(1 + staleness)^-a``, but not less than 1e-12."""
         if staleness < 0:
             raise ParameterError(f"staleness is {staleness}; an update cannot come from a later version")
-        return float((1.0 + staleness) ** -self.exponent)
+        return max(_LEAST_WEIGHT, float((1.0 + staleness) ** -self.exponent))
 
     def change(self, updates: Accumulator, population: int) -> Floats:
         """Average with the weights, scaled by the fraction of the fleet that took part."""

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Connection, create_engine, event, func, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, NoResultFound
 from sqlalchemy.pool import StaticPool
 
 from broker.aggregator.core import Answered, ClosedRound, CloseRound, CoreState, JournalEntry
 from broker.aggregator.store.interface import Batch, Genesis, Ledger, RoundRecord
 from broker.aggregator.store.migrations import migrate
 from broker.aggregator.store.schema import ANSWERED, CATALOGUE, DEVICES, FACTS, JOURNAL, START, VERSIONS
-from broker.errors import CorruptError
+from broker.errors import CorruptError, ProtocolError
 from broker.protocol.messages import MAX_TRANSFER_BYTES, Update, decode
 from broker.protocol.versions import sha256, table_bytes
 from broker.storage import connect_sqlite, named_failures
@@ -64,6 +64,10 @@ class SqliteStore:
             except DBAPIError as error:
                 # Through named_failures, which knows what SQLite's own errors mean.
                 raise (error.orig or error) from error
+            except NoResultFound as error:
+                raise CorruptError(
+                    f"{self._path} lacks what init stored; restore it from a backup or init a new directory"
+                ) from error
 
     def initialise(self, genesis: Genesis) -> None:
         """See `AggregatorStore.initialise`."""
@@ -113,8 +117,11 @@ class SqliteStore:
             newest = connection.execute(
                 select(VERSIONS).order_by(VERSIONS.c.version.desc()).limit(1)
             ).one_or_none()
-            if newest is None or sha256(newest.item_table) != newest.sha256:
-                raise CorruptError(f"{self._path}: the newest table does not have its SHA-256")
+            if newest is None or sha256(newest.item_table or b"") != newest.sha256:
+                raise CorruptError(
+                    f"{self._path}: the newest table is not there or does not have its SHA-256; "
+                    "restore it from a backup or init a new directory"
+                )
             answered = {
                 (row.device, int(row.incarnation)): Answered(seq=row.seq, verdict=row.verdict)
                 for row in connection.execute(select(ANSWERED))
@@ -135,10 +142,16 @@ class SqliteStore:
                 .where(JOURNAL.c.body.is_not(None))
                 .order_by(JOURNAL.c.id)
             ).all()
-        return [
-            (decode(row.body, Update, max_bytes=MAX_TRANSFER_BYTES), row.staleness, len(row.body))
-            for row in rows
-        ]
+        try:
+            return [
+                (decode(row.body, Update, max_bytes=MAX_TRANSFER_BYTES), row.staleness, len(row.body))
+                for row in rows
+            ]
+        except ProtocolError as error:
+            raise CorruptError(
+                f"{self._path}: an update in the journal cannot be read ({error}); "
+                "restore it from a backup or init a new directory"
+            ) from error
 
     def start(self) -> ScoreFunction:
         """See `AggregatorStore.start`."""

@@ -1,0 +1,257 @@
+"""The fleet on a virtual clock: the devices' sessions and the aggregator's core, no broker, no waiting.
+
+*sync*: every version is pushed to every device, and a round closes when all have answered: the paper.
+
+*buffered*: devices check in by their own clocks, make a pass that takes a while (so that the version moves
+on meanwhile), and a round closes when `buffer` updates are in. A round of the results is then as many
+counted updates as there are devices, so that rounds of both modes are the same amount of training.
+"""
+
+import heapq
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from broker.aggregator.core import AggregatorCore, CloseRound, CoreState, ReplyReceipt, RoundSettings
+from broker.aggregator.core import Command as ServerCommand
+from broker.aggregator.publication import Publication
+from broker.protocol.messages import Head, Plan, Receipt, encode, update_size
+from edge.fleet.device import VirtualDevice
+from edge.fleet.evaluator import Evaluator, RoundQuality
+from edge.fleet.runfolder import Stopwatch, Traffic
+from edge.fleet.scenario import Scenario
+from edge.session import Command, Fetch, PublishUpdate, Settle, Train
+from trainer.aggregation import FedAvg, FedBuff, Strategy
+from trainer.params import Hyperparameters, initial_score_function, initial_table
+
+Mode = Literal["sync", "buffered"]
+
+CHECK_IN_S = 60.0
+MEAN_PASS_S = 6.0
+"""Virtual seconds from a device's check-in to its update's arrival, exponentially distributed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SimulationSettings:
+    """How a simulated fleet trains; see ``edge-fleet simulate --help``."""
+
+    hyperparameters: Hyperparameters
+    mode: Mode = "sync"
+    buffer: int = 32
+    max_staleness: int = 10
+    staleness_exponent: float = 0.5
+    encoding: str = "float32"
+    rounds: int = 100
+    dim: int = 32
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundReport:
+    """What one round of the results was like."""
+
+    number: int
+    version: int
+    quality: RoundQuality
+    watch: Stopwatch
+    traffic: Traffic
+    staleness_mean: float
+
+
+@dataclass(order=True, slots=True)
+class _Appointment:
+    at: float
+    order: int
+    device: VirtualDevice = field(compare=False)
+    train: Train | None = field(compare=False)
+
+
+class Simulation:
+    """One run.
+
+    Parameters
+    ----------
+    on_round : callable
+        Told of every round of the results.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        settings: SimulationSettings,
+        evaluator: Evaluator,
+        on_round: Callable[[RoundReport], None],
+    ) -> None:
+        self._settings = settings
+        self._evaluator = evaluator
+        self._on_round = on_round
+        n_users = scenario.n_users
+        rng = np.random.default_rng([settings.seed, 0])
+        table = initial_table(scenario.data.n_items, settings.dim, rng)
+        self._start = initial_score_function(settings.dim, rng)
+        self._devices = [VirtualDevice(scenario, user, settings.seed) for user in range(n_users)]
+        self._device_of = {device.name: device for device in self._devices}
+        self._rng = np.random.default_rng([settings.seed, 5])
+        sync = settings.mode == "sync"
+        strategy: Strategy = FedAvg() if sync else FedBuff(settings.staleness_exponent)
+        self._core = AggregatorCore(
+            RoundSettings(
+                buffer=n_users if sync else settings.buffer,
+                deadline_s=None,
+                max_staleness=settings.max_staleness,
+                population=n_users,
+                check_in_s=0.0 if sync else CHECK_IN_S,
+            ),
+            strategy,
+            CoreState(instance=settings.seed, version=0, table=table),
+        )
+        plan = _plan(settings, check_in_s=self._core.settings.check_in_s)
+        self._publication = Publication(scenario.data.item_keys, plan, self._start)
+        self._head, self._download_bytes = self._published()
+        self._receipt_bytes: int | None = None
+        self._queue: list[_Appointment] = []
+        self._appointments = 0
+        self._now = 0.0
+        self._rounds_done = 0
+        self._counted = 0
+        self._begin_round()
+
+    def run(self) -> None:
+        """Simulate all rounds."""
+        for device in self._devices:
+            device.session.connected(self._now)
+        if self._settings.mode == "sync":
+            self._run_sync()
+        else:
+            self._run_buffered()
+
+    def _run_sync(self) -> None:
+        while self._rounds_done < self._settings.rounds:
+            self._now += 1.0
+            head = self._head
+            for device in self._devices:
+                self._carry_out(device, device.session.head_received(head, self._now))
+
+    def _run_buffered(self) -> None:
+        for device in self._devices:
+            self._appoint(self._rng.uniform(0.0, CHECK_IN_S), device, None)
+        while self._rounds_done < self._settings.rounds:
+            appointment = heapq.heappop(self._queue)
+            self._now, device = appointment.at, appointment.device
+            if appointment.train is not None:
+                self._train(device, appointment.train)
+            elif device.session.head is not self._head:
+                self._carry_out(device, device.session.head_received(self._head, self._now))
+            else:
+                self._carry_out(device, device.session.tick(self._now))
+            wake_at = device.session.wake_at
+            if wake_at is not None and device.outbox is None:
+                self._appoint(wake_at, device, None)
+
+    def _appoint(self, at: float, device: VirtualDevice, train: Train | None) -> None:
+        self._appointments += 1
+        heapq.heappush(self._queue, _Appointment(at, self._appointments, device, train))
+
+    def _carry_out(self, device: VirtualDevice, commands: list[Command]) -> None:
+        for command in commands:
+            if isinstance(command, Train):
+                if self._settings.mode == "sync":
+                    self._train(device, command)
+                else:
+                    self._appoint(self._now + self._rng.exponential(MEAN_PASS_S), device, command)
+            elif isinstance(command, PublishUpdate):
+                self._deliver(device)
+            elif isinstance(command, Fetch):
+                device.hold(command.head, self._core.table)
+                self._traffic.bytes_down += self._download_bytes
+                self._traffic.device_rounds += 1
+                self._carry_out(device, device.session.table_ready(command.head, self._now))
+            elif isinstance(command, Settle):
+                device.settle()
+
+    def _train(self, device: VirtualDevice, command: Train) -> None:
+        began = time.perf_counter()
+        device.train(command)
+        self._watch.train += time.perf_counter() - began
+        self._carry_out(device, device.session.training_done(command, self._now))
+
+    def _deliver(self, device: VirtualDevice) -> None:
+        update = device.outbox
+        if update is None:
+            raise RuntimeError("the session publishes an update that was not made")
+        self._traffic.bytes_up += update_size(update)
+        self._traffic.updates += 1
+        began = time.perf_counter()
+        # There is no journal here that would need the encoded update.
+        commands = self._core.update_received(device.name, update, b"", self._now)
+        self._watch.aggregate += time.perf_counter() - began
+        self._answer(commands)
+
+    def _answer(self, commands: list[ServerCommand]) -> None:
+        for command in commands:
+            if isinstance(command, ReplyReceipt):
+                self._traffic.bytes_down += self._bytes_of(command.receipt)
+                device = self._device_of[command.device]
+                self._carry_out(device, device.session.receipt_received(command.receipt, self._now))
+            elif isinstance(command, CloseRound):
+                self._counted += command.round.updates
+                self._staleness_sum += command.round.staleness_sum
+                self._counted_in_round += command.round.updates
+                self._head, self._download_bytes = self._published()
+                if self._counted >= (self._rounds_done + 1) * len(self._devices):
+                    self._end_round()
+
+    def _bytes_of(self, receipt: Receipt) -> int:
+        # Receipts differ by a few bytes at most; one is measured for all.
+        if self._receipt_bytes is None:
+            self._receipt_bytes = len(encode(receipt))
+        return self._receipt_bytes
+
+    def _published(self) -> tuple[Head, int]:
+        head, chunks = self._publication.of(self._core, session=1)
+        return head, len(encode(head)) + sum(len(encode(chunk)) for chunk in chunks)
+
+    def _begin_round(self) -> None:
+        self._watch = Stopwatch()
+        self._traffic = Traffic()
+        self._staleness_sum = 0
+        self._counted_in_round = 0
+        self._round_began = time.perf_counter()
+
+    def _end_round(self) -> None:
+        self._rounds_done += 1
+        began = time.perf_counter()
+        core = self._core
+        quality = self._evaluator.evaluate(
+            self._rounds_done, core.version, core.table, self._devices, self._start
+        )
+        ended = time.perf_counter()
+        self._watch.evaluate = ended - began
+        self._watch.total = ended - self._round_began
+        self._on_round(
+            RoundReport(
+                number=self._rounds_done,
+                version=core.version,
+                quality=quality,
+                watch=self._watch,
+                traffic=self._traffic,
+                staleness_mean=self._staleness_sum / self._counted_in_round,
+            )
+        )
+        self._begin_round()
+
+
+def _plan(settings: SimulationSettings, *, check_in_s: float) -> Plan:
+    hyperparameters = settings.hyperparameters
+    return Plan(
+        lr=float(hyperparameters.lr),
+        item_lr=float(hyperparameters.item_lr),
+        negatives=hyperparameters.negatives,
+        batch_size=hyperparameters.batch_size,
+        encoding=settings.encoding,
+        check_in_s=check_in_s,
+        max_idle_passes=1_000_000,
+    )
