@@ -146,6 +146,8 @@ class Agent:
 
     def _receive(self, message: Received, now: float) -> None:
         address = self._topics.parse(message.topic)
+        if not message.payload:
+            return  # a retained message that was cleared
         if address.kind == "head":
             self._no_head_at = None
             self._carry_out(self._session.head_received(decode(message.payload, Head), now))

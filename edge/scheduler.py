@@ -8,7 +8,7 @@ Two kinds of pass:
 * a *local* one only tunes the personal model, as soon as there are new interactions, online or not.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 
@@ -40,6 +40,16 @@ class Progress:
     trained_revision: int = 0
     contributed_revision: int = 0
     idle_passes: int = 0
+
+    def with_table(self, version: int, *, same_aggregator: bool) -> "Progress":
+        """Give the progress once the table of `version` is on the device.
+
+        To another aggregator directory everything is news. One that was set back to an older version has
+        lost what was contributed since.
+        """
+        if not same_aggregator:
+            return Progress()
+        return replace(self, contributed_version=min(self.contributed_version, version - 1))
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,8 @@ RESEND_S = 30.0
 """Without a receipt for this long an update is sent again; a receipt usually takes less than a second."""
 FETCH_TIMEOUT_S = 60.0
 FETCH_RETRY_S = 5.0
+LEAST_CHECK_IN_S = 0.1
+"""Whatever the plan says: with no pause at all the owner would come back at the same moment for ever."""
 
 
 class Activity(Enum):
@@ -159,6 +161,8 @@ class Session:
         self.version = remembered.version
         self.outbox_seq = remembered.outbox_seq
         self.progress = remembered.progress
+        self.may_train = True
+        """The owner's veto, for example on battery; everything but training goes on without it."""
         self.reason = ""
         """Why the device trains or does not, for people."""
         self._incarnation = remembered.incarnation
@@ -213,9 +217,9 @@ class Session:
         if self.activity is not Activity.FETCHING:
             return []
         self._move("table_ready")
-        # Another aggregator directory, or one that was set back: what was contributed there is gone.
-        contributed = -1 if head.instance != self._instance else self.progress.contributed_version
-        self.progress = replace(self.progress, contributed_version=min(contributed, head.version - 1))
+        self.progress = self.progress.with_table(
+            head.version, same_aggregator=head.instance == self._instance
+        )
         self._instance, self.version, self._catalogue = head.instance, head.version, head.catalogue_sha256
         return self.tick(now)
 
@@ -313,8 +317,8 @@ class Session:
             check_in_due=due and self.head is not None,
             max_idle_passes=1 if self.head is None else self.head.plan.max_idle_passes,
         )
-        self.reason = decision.reason
-        if decision.kind is Pass.NONE:
+        self.reason = decision.reason if self.may_train else "training is paused"
+        if decision.kind is Pass.NONE or not self.may_train:
             if due:
                 self._schedule_check_in(now)
             return []
@@ -343,4 +347,4 @@ class Session:
         every = self._check_in_s
         if every is None:
             every = self.head.plan.check_in_s if self.head is not None else FETCH_RETRY_S
-        self._check_in_at = now + every * (0.5 + self._draw())
+        self._check_in_at = now + max(every, LEAST_CHECK_IN_S) * (0.5 + self._draw())

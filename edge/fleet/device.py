@@ -49,6 +49,16 @@ class VirtualDevice:
         self._plan: Plan | None = None
         self._hyperparameters = Hyperparameters()
 
+    @property
+    def incarnation(self) -> int:
+        """Names this device's updates, together with their numbers."""
+        return self._incarnation
+
+    @property
+    def table(self) -> Floats | None:
+        """The table on the device, shape (n_items, dim)."""
+        return self._table
+
     def hold(self, head: Head, table: Floats) -> None:
         """Put a checked table in the place of the one before; shape (n_items, dim), shared, read-only."""
         self._head, self._table = head, table

@@ -46,6 +46,18 @@ class Traffic:
     device_rounds: int = 0
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundReport:
+    """What one round of the results was like."""
+
+    number: int
+    version: int
+    quality: RoundQuality
+    watch: Stopwatch
+    traffic: Traffic
+    staleness_mean: float
+
+
 @dataclass(kw_only=True, slots=True)
 class Totals:
     """What the summary is made from."""
@@ -80,31 +92,24 @@ class RunFolder:
         self._write_json("config.json", {**config, "packages": packages})
         self._write_text("metrics.jsonl", "")
 
-    def add_round(
-        self,
-        number: int,
-        version_number: int,
-        quality: RoundQuality,
-        watch: Stopwatch,
-        traffic: Traffic,
-        staleness_mean: float,
-    ) -> None:
+    def add_round(self, report: RoundReport) -> None:
         """Append one line of ``metrics.jsonl``."""
+        traffic, quality = report.traffic, report.quality
         line = {
-            "round": number,
-            "version": version_number,
-            "seconds": round(watch.total, 6),
+            "round": report.number,
+            "version": report.version,
+            "seconds": round(report.watch.total, 6),
             "updates": traffic.updates,
             "bytes_up": traffic.bytes_up,
             "bytes_down": traffic.bytes_down,
-            "staleness_mean": round(staleness_mean, 4),
+            "staleness_mean": round(report.staleness_mean, 4),
             "val": {"hr": quality.val.hr, "ndcg": quality.val.ndcg},
             "test": {"hr": quality.test.hr, "ndcg": quality.test.ndcg},
         }
         with named_failures(self.path), (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
         totals = self._totals
-        totals.watches.append(watch)
+        totals.watches.append(report.watch)
         totals.traffic.bytes_up += traffic.bytes_up
         totals.traffic.updates += traffic.updates
         totals.traffic.bytes_down += traffic.bytes_down

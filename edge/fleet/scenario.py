@@ -15,6 +15,7 @@ from trainer.splits import Interactions, Split, leave_one_out, sampled_candidate
 from trainer.synthetic import SyntheticSettings, generate
 
 SYNTHETIC = "synthetic"
+_LARGE_FLEET = 100
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -89,9 +90,12 @@ def load_scenario(source: str, protocol: Protocol, seed: int, n_users: int | Non
 def _synthetic_settings(n_users: int | None) -> SyntheticSettings:
     if n_users is None:
         return SyntheticSettings()
-    # A small fleet needs more from each user to learn the same structure.
-    mean = 30 if n_users >= 100 else 60
-    return SyntheticSettings(n_users=n_users, mean_interactions=mean)
+    if n_users >= _LARGE_FLEET:
+        return SyntheticSettings(n_users=n_users)
+    # Fewer devices need a plainer structure, and more from each, to learn it.
+    return SyntheticSettings(
+        n_users=n_users, n_items=300, n_groups=6, favourite_groups=1, mean_interactions=40
+    )
 
 
 def _first_users(data: Interactions, n_users: int | None) -> Interactions:

@@ -20,8 +20,8 @@ from broker.aggregator.core import Command as ServerCommand
 from broker.aggregator.publication import Publication
 from broker.protocol.messages import Head, Plan, Receipt, encode, update_size
 from edge.fleet.device import VirtualDevice
-from edge.fleet.evaluator import Evaluator, RoundQuality
-from edge.fleet.runfolder import Stopwatch, Traffic
+from edge.fleet.evaluator import Evaluator
+from edge.fleet.runfolder import RoundReport, Stopwatch, Traffic
 from edge.fleet.scenario import Scenario
 from edge.session import Command, Fetch, PublishUpdate, Settle, Train
 from trainer.aggregation import FedAvg, FedBuff, Strategy
@@ -47,18 +47,6 @@ class SimulationSettings:
     rounds: int = 100
     dim: int = 32
     seed: int = 0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RoundReport:
-    """What one round of the results was like."""
-
-    number: int
-    version: int
-    quality: RoundQuality
-    watch: Stopwatch
-    traffic: Traffic
-    staleness_mean: float
 
 
 @dataclass(order=True, slots=True)

@@ -1,0 +1,472 @@
+"""The fleet over real MQTT: many devices' sessions in this process, a broker and an aggregator beside it.
+
+Every device is the session of a Pi. They share this process and a few connections, and what would be
+the same for each of them: the newest table is downloaded once and handed to whoever fetches it. At most
+`concurrency` devices are between a pass and its receipt; the others wait their turn, in order. So the
+fleet runs as fast as broker and aggregator take its updates, and no faster.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+import aiomqtt
+
+from broker.address import BrokerAddress
+from broker.errors import PFedRecError, ProtocolError, TimedOutError, UnreachableError
+from broker.protocol.chunks import CHUNK_BYTES, cut
+from broker.protocol.messages import Chunk, Head, Receipt, Status, decode, encode
+from broker.protocol.topics import FleetTopics, Topic
+from broker.protocol.versions import sha256
+from edge.download import Download
+from edge.fleet.aggregator_process import AggregatorProcess
+from edge.fleet.device import VirtualDevice
+from edge.fleet.evaluator import Evaluator
+from edge.fleet.runfolder import RoundReport, Stopwatch, Traffic
+from edge.session import Command, Fetch, PublishStatus, PublishUpdate, Settle, Train
+from trainer.params import Floats, ScoreFunction
+
+_LOG = logging.getLogger(__name__)
+_QUIET = logging.getLogger(f"{__name__}.aiomqtt")
+"""aiomqtt warns of more than ten publishes under way, which here is the aim."""
+_QUIET.setLevel(logging.CRITICAL)
+
+CONNECTIONS = 4
+BROKER_S = 10.0
+FIRST_TABLE_S = 30.0
+STALLED_S = 60.0
+"""Without a new version for this long the run is given up."""
+_TICK_S = 0.5
+_POLL_S = 0.1
+_RECONNECT_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LiveSettings:
+    """How a live fleet runs; see ``edge-fleet run --help``.
+
+    Attributes
+    ----------
+    versions : int
+        Versions after which no further pass is made.
+    updates_per_version : int
+        The aggregator's buffer; with the number of devices it tells when a round of the results ends.
+    """
+
+    fleet: str
+    address: BrokerAddress
+    versions: int
+    updates_per_version: int
+    concurrency: int
+
+
+class LiveFleet:
+    """One run.
+
+    Parameters
+    ----------
+    on_version : callable
+        Told of every new version, for progress.
+    on_round : callable
+        Told of every round of the results: as many updates as there are devices.
+    """
+
+    def __init__(
+        self,
+        settings: LiveSettings,
+        devices: list[VirtualDevice],
+        aggregator: AggregatorProcess,
+        evaluator: Evaluator,
+        on_version: Callable[[int], None],
+        on_round: Callable[[RoundReport], None],
+    ) -> None:
+        self._settings = settings
+        self._devices = devices
+        self._aggregator = aggregator
+        self._evaluator = evaluator
+        self._on_version = on_version
+        self._on_round = on_round
+        self._topics = FleetTopics(settings.fleet)
+        self._device_of = {device.name: device for device in devices}
+        self._client_of: dict[str, aiomqtt.Client] = {}
+        self._ready: deque[VirtualDevice] = deque()
+        self._resting: list[VirtualDevice] = []
+        self._waiting = 0
+        self._wake = asyncio.Event()
+        self._table_arrived = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._chunks: dict[tuple[str, int, int], tuple[Chunk, int]] = {}
+        self._pending_head: tuple[Head, int] | None = None
+        self._newest: tuple[Head, Floats, int] | None = None
+        self._finishing = False
+        self._rounds_done = 0
+        self._begin_round()
+
+    @property
+    def head(self) -> Head:
+        """The head of the newest table that is here."""
+        if self._newest is None:
+            raise RuntimeError("no table has arrived")
+        return self._newest[0]
+
+    async def run(self) -> None:
+        """Run until `versions` are published and every device is in step with the last.
+
+        Raises
+        ------
+        UnreachableError
+            When the broker does not answer at the beginning.
+        TimedOutError
+            When no first table, or for a long time no new version, arrives.
+        BrokerStartError
+            When the aggregator ends.
+        """
+        await self._wait_for_broker()
+        asyncio.get_running_loop().set_exception_handler(_forget_lost_connections)
+        try:
+            async with asyncio.TaskGroup() as group:
+                await self._run_with(group)
+        except ExceptionGroup as failures:
+            known, unknown = failures.split(PFedRecError)
+            raise (unknown or known or failures).exceptions[0] from None
+
+    async def _run_with(self, group: asyncio.TaskGroup) -> None:
+        lanes = [self._devices[lane::CONNECTIONS] for lane in range(min(CONNECTIONS, len(self._devices)))]
+        background = [group.create_task(self._serve("tables", []))]
+        background += [group.create_task(self._serve(str(number), lane)) for number, lane in enumerate(lanes)]
+        background.append(group.create_task(self._tick_forever()))
+        await self._first_table()
+        self._ready.extend(self._devices)
+        await self._train_until_done()
+        await self._come_to_rest()
+        await self._say_goodbye()
+        for task in background:
+            task.cancel()
+
+    async def _wait_for_broker(self) -> None:
+        """Wait until the broker takes connections: ours is being started by the aggregator just now."""
+        address = self._settings.address
+        deadline = time.monotonic() + BROKER_S
+        while True:
+            self._aggregator.require_running()
+            try:
+                _, writer = await asyncio.open_connection(address.host, address.port)
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    raise UnreachableError(
+                        f"no broker answers at {address} ({error.strerror or error}); "
+                        "start one there, or leave out --broker to run one"
+                    ) from error
+                await asyncio.sleep(_POLL_S)
+            else:
+                writer.close()
+                return
+
+    # -- connections -------------------------------------------------------------------------------
+
+    async def _serve(self, name: str, lane: list[VirtualDevice]) -> None:
+        """Keep one connection: the one for tables (no devices), or one that carries a lane of devices."""
+        address = self._settings.address
+        while True:
+            try:
+                async with aiomqtt.Client(
+                    address.host,
+                    address.port,
+                    username=address.username,
+                    password=address.password,
+                    identifier=f"{self._settings.fleet}-fleet-{name}",
+                    max_inflight_messages=1000,
+                    max_concurrent_outgoing_calls=1000,
+                    logger=_QUIET,
+                ) as client:
+                    await self._receive(client, lane)
+            except aiomqtt.MqttError as error:
+                _LOG.info("connection %s was lost: %s", name, error)
+                for device in lane:
+                    self._client_of.pop(device.name, None)
+                    self._carry_out(device, device.session.lost())
+                await asyncio.sleep(_RECONNECT_S * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+
+    async def _receive(self, client: aiomqtt.Client, lane: list[VirtualDevice]) -> None:
+        topics = self._topics
+        if lane:
+            filters = [str(topics.receipt(device.name)) for device in lane]
+        else:
+            filters = [topics.head, topics.snapshot_filter(0), topics.snapshot_filter(1)]
+        # Brokers limit how much one SUBSCRIBE may hold.
+        for start in range(0, len(filters), 100):
+            await client.subscribe([(each, 1) for each in filters[start : start + 100]])
+        now = time.monotonic()
+        for device in lane:
+            self._client_of[device.name] = client
+            self._carry_out(device, device.session.connected(now))
+        async for message in client.messages:
+            payload = message.payload if isinstance(message.payload, bytes) else b""
+            try:
+                self._handle(str(message.topic), payload)
+            except ProtocolError:
+                continue  # Not for us, or not from our aggregator: brokers may hand out either.
+
+    def _handle(self, topic: str, payload: bytes) -> None:
+        address = self._topics.parse(topic)
+        if not payload:
+            return
+        if address.kind == "receipt" and address.device in self._device_of:
+            device = self._device_of[address.device]
+            receipt = decode(payload, Receipt)
+            self._traffic.bytes_down += len(payload)
+            self._staleness_sum += receipt.staleness if receipt.verdict == "accepted" else 0
+            self._carry_out(device, device.session.receipt_received(receipt, time.monotonic()))
+        elif address.kind == "head":
+            self._pending_head = (decode(payload, Head), len(payload))
+            self._assemble()
+        elif address.kind == "snapshot":
+            self._chunks[address.kind, address.slot, address.chunk] = (decode(payload, Chunk), len(payload))
+            self._assemble()
+
+    def _assemble(self) -> None:
+        """Put the newest head's table together once all of its chunks are here, in whatever order."""
+        if self._pending_head is None:
+            return
+        head, size = self._pending_head
+        download = Download(head, catalogue=False)
+        complete = False
+        for index in range(head.chunks):
+            held = self._chunks.get(("snapshot", head.slot, index))
+            if held is None:
+                return
+            complete = download.add(self._topics.parse(self._topics.snapshot(head.slot, index)), *held)
+        if not complete:
+            return
+        table, _ = download.result()
+        self._pending_head = None
+        before = None if self._newest is None else self._newest[0].version
+        self._newest = (head, table, size + download.bytes_received)
+        self._table_arrived.set()
+        if before != head.version:
+            rested, self._resting = self._resting, []
+            for device in rested:
+                self._queue(device)
+            self._on_version(head.version)
+            updates = head.version * self._settings.updates_per_version
+            if updates >= (self._rounds_done + 1) * len(self._devices) and not self._finishing:
+                self._end_round()
+
+    # -- devices -----------------------------------------------------------------------------------
+
+    def _carry_out(self, device: VirtualDevice, commands: list[Command]) -> None:
+        for command in commands:
+            if isinstance(command, Train):
+                began = time.perf_counter()
+                device.train(command)
+                self._watch.train += time.perf_counter() - began
+                self._carry_out(device, device.session.training_done(command, time.monotonic()))
+            elif isinstance(command, PublishUpdate):
+                self._publish_update(device)
+            elif isinstance(command, Fetch):
+                head, table, size = self._newest or self._no_table()
+                device.hold(head, table)
+                self._traffic.bytes_down += size
+                self._traffic.device_rounds += 1
+                self._carry_out(device, device.session.table_ready(head, time.monotonic()))
+            elif isinstance(command, Settle):
+                device.settle()
+                self._waiting -= 1
+                self._queue(device)
+            elif isinstance(command, PublishStatus):
+                self._publish_status(device, online=True)
+
+    def _no_table(self) -> tuple[Head, Floats, int]:
+        raise RuntimeError("a device fetches before there is a table")
+
+    def _publish_update(self, device: VirtualDevice) -> None:
+        if device.outbox is None:
+            raise RuntimeError("the session publishes an update that was not made")
+        payload = encode(device.outbox)
+        self._traffic.bytes_up += len(payload)
+        topic = self._topics.update(device.name)
+        if len(payload) <= CHUNK_BYTES:
+            self._publish(device, topic, [payload])
+        else:
+            self._publish(device, topic, [encode(chunk) for chunk in cut(payload, sha256(payload))])
+
+    def _publish_status(self, device: VirtualDevice, *, online: bool) -> None:
+        status = Status(
+            online=online,
+            session=1,
+            incarnation=device.incarnation,
+            version=device.session.version,
+            scorer="none",
+            software="edge-fleet",
+        )
+        self._publish(device, self._topics.status(device.name), [encode(status)], retain=True)
+
+    def _publish(
+        self, device: VirtualDevice, topic: Topic, payloads: list[bytes], *, retain: bool = False
+    ) -> None:
+        client = self._client_of.get(device.name)
+        if client is not None:
+            self._spawn(_publish_in_order(client, topic, payloads, retain=retain))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _queue(self, device: VirtualDevice) -> None:
+        """Give a device its turn once its next check-in is due."""
+        due_at = device.session.check_in_at
+        wait = 0.0 if due_at is None else due_at - time.monotonic()
+        asyncio.get_running_loop().call_later(max(0.0, wait), self._make_ready, device)
+
+    def _make_ready(self, device: VirtualDevice) -> None:
+        self._ready.append(device)
+        self._wake.set()
+
+    def _check_in(self, device: VirtualDevice) -> None:
+        now = time.monotonic()
+        session = device.session
+        made_before = device.updates_made
+        head = self.head
+        commands = session.head_received(head, now) if session.head is not head else session.tick(now)
+        self._carry_out(device, commands)
+        if device.updates_made > made_before:
+            self._waiting += 1
+            self._traffic.updates += 1
+        elif device.outbox is None:
+            self._resting.append(device)
+
+    # -- phases ------------------------------------------------------------------------------------
+
+    async def _first_table(self) -> None:
+        deadline = time.monotonic() + FIRST_TABLE_S
+        while self._newest is None:
+            self._aggregator.require_running()
+            if time.monotonic() > deadline:
+                raise TimedOutError(
+                    f"no table of fleet {self._settings.fleet} arrived within {FIRST_TABLE_S:.0f} s"
+                )
+            await _set_within(self._table_arrived, _POLL_S)
+
+    async def _train_until_done(self) -> None:
+        seen, deadline = -1, 0.0
+        while self.head.version < self._settings.versions:
+            if self.head.version != seen:
+                seen, deadline = self.head.version, time.monotonic() + STALLED_S
+            elif time.monotonic() > deadline:
+                raise TimedOutError(f"no version after {seen} within {STALLED_S:.0f} s")
+            if self._ready and self._waiting < self._settings.concurrency:
+                self._check_in(self._ready.popleft())
+                # Let messages in between two passes.
+                await asyncio.sleep(0)
+            else:
+                await _set_within(self._wake, _POLL_S)
+                self._aggregator.require_running()
+
+    async def _come_to_rest(self) -> None:
+        """Wait until every update is answered and counted, then bring every device to the last version."""
+        self._finishing = True
+        for device in self._devices:
+            device.session.may_train = False
+        deadline = time.monotonic() + STALLED_S
+        while self._waiting or self._aggregator.ledger().pending:
+            self._aggregator.require_running()
+            if time.monotonic() > deadline:
+                raise TimedOutError(
+                    f"{self._waiting} updates were not answered within {STALLED_S:.0f} s of the end"
+                )
+            await asyncio.sleep(_POLL_S)
+        last, _ = self._aggregator.newest()
+        while self.head.version < last:
+            if time.monotonic() > deadline:
+                raise TimedOutError(f"version {last} did not arrive within {STALLED_S:.0f} s of the end")
+            await asyncio.sleep(_POLL_S)
+        behind = self._devices
+        while behind:
+            now = time.monotonic()
+            for device in behind:
+                # One whose connection is just being made again takes the table once it is back.
+                self._carry_out(device, device.session.head_received(self.head, now))
+            behind = [device for device in behind if device.session.version != last]
+            if behind and now > deadline:
+                raise TimedOutError(f"{len(behind)} devices did not come back within {STALLED_S:.0f} s")
+            await asyncio.sleep(_POLL_S if behind else 0.0)
+        if self._traffic.updates:
+            self._end_round()
+
+    async def _say_goodbye(self) -> None:
+        for device in self._devices:
+            self._publish_status(device, online=False)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _tick_forever(self) -> None:
+        """Let sessions send again what was not answered in time."""
+        while True:
+            await asyncio.sleep(_TICK_S)
+            now = time.monotonic()
+            for device in self._devices:
+                if device.outbox is not None:
+                    self._carry_out(device, device.session.tick(now))
+
+    # -- rounds of the results ---------------------------------------------------------------------
+
+    def _begin_round(self) -> None:
+        self._watch = Stopwatch()
+        self._traffic = Traffic()
+        self._staleness_sum = 0
+        self._round_began = time.perf_counter()
+        self._aggregator_cpu = self._aggregator.cpu_seconds()
+
+    def _end_round(self) -> None:
+        head, table, _ = self._newest or self._no_table()
+        self._rounds_done += 1
+        self._watch.aggregate = self._aggregator.cpu_seconds() - self._aggregator_cpu
+        began = time.perf_counter()
+        quality = self._evaluator.evaluate(
+            self._rounds_done, head.version, table, self._devices, ScoreFunction(w=head.w, b=head.b)
+        )
+        ended = time.perf_counter()
+        self._watch.evaluate = ended - began
+        self._watch.total = ended - self._round_began
+        self._on_round(
+            RoundReport(
+                number=self._rounds_done,
+                version=head.version,
+                quality=quality,
+                watch=self._watch,
+                traffic=self._traffic,
+                staleness_mean=self._staleness_sum / max(1, self._traffic.updates),
+            )
+        )
+        self._begin_round()
+
+
+def _forget_lost_connections(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Keep aiomqtt's futures of a lost connection, which nobody waits for, from being reported."""
+    if not isinstance(context.get("exception"), aiomqtt.MqttError):
+        loop.default_exception_handler(context)
+
+
+async def _publish_in_order(
+    client: aiomqtt.Client, topic: Topic, payloads: list[bytes], *, retain: bool
+) -> None:
+    try:
+        for payload in payloads:
+            await client.publish(topic, payload, qos=1, retain=retain)
+    except aiomqtt.MqttError:
+        return  # The connection's own task notices, and the session sends again once it is back.
+
+
+async def _set_within(event: asyncio.Event, timeout_s: float) -> None:
+    """Wait for an event that others set, at most `timeout_s` seconds, and clear it."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    except TimeoutError:
+        return
+    event.clear()
