@@ -31,7 +31,8 @@ class BrokerAddress:
             port = DEFAULT_PORT if parts.port is None else parts.port
         except ValueError:
             parts, port = urlsplit(""), 0
-        if parts.scheme != "mqtt" or not parts.hostname or parts.path.strip("/") or parts.query or not port:
+        excess = parts.path.strip("/") or parts.query or parts.fragment
+        if parts.scheme != "mqtt" or not parts.hostname or excess or not port:
             raise ParameterError(
                 f"{_without_password(text)!r} is no broker address; write mqtt://HOST:PORT, "
                 "for example mqtt://192.168.1.10:1883"
@@ -44,11 +45,11 @@ class BrokerAddress:
         )
 
     def __str__(self) -> str:
-        user = f"{quote(self.username)}@" if self.username else ""
+        user = f"{quote(self.username, safe='')}@" if self.username else ""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"mqtt://{user}{host}:{self.port}"
 
 
 def _without_password(text: str) -> str:
-    head, at, tail = text[:200].rpartition("@")
-    return f"…@{tail}" if at and head else text[:200]
+    head, at, tail = text.rpartition("@")
+    return f"…@{tail[:200]}" if at and head else text[:200]

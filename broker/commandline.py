@@ -51,8 +51,9 @@ def run(command: click.Command, prog: str) -> NoReturn:
         code = _say(prog, str(error), exit_code_of(error))
     except ModuleNotFoundError as error:
         code = _say_missing(prog, error)
-    except BrokenPipeError:
-        # Whoever read our output has gone (as in `... | head`); there is nobody left to tell.
+    except (BrokenPipeError, SystemExit):
+        # Whoever read our output has gone (as in `... | head`), of which click makes SystemExit(1) even
+        # without standalone mode. There is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:  # noqa: BLE001 - the last resort of a program: a sentence, not a traceback
         code = _say_unknown(prog, error)

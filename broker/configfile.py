@@ -38,8 +38,8 @@ def to_toml(config: Any) -> str:
 
 
 def _literal(value: Any) -> str:
-    # JSON's strings, numbers and booleans are TOML's, too.
-    return json.dumps(value, ensure_ascii=False)
+    # JSON's strings, numbers and booleans are TOML's, too, but for one character.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def load(kind: type[_T], path: Path, environment: Mapping[str, str], **flags: Any) -> _T:

@@ -65,12 +65,16 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A message. ``acknowledge`` it when it is taken care of."""
+    """A message. ``acknowledge`` it when it is taken care of.
+
+    `connection` is the number of the connection that it came by: `mid` means another message in the next.
+    """
 
     topic: str
     payload: bytes
     mid: int
     qos: int
+    connection: int
 
 
 LinkEvent: TypeAlias = Connected | Refused | Lost | Received
@@ -171,8 +175,12 @@ class Connection:
             self._client.publish(topic, payload, qos=1, retain=retain)
 
     def acknowledge(self, message: Received) -> None:
-        """Tell the broker that a message is taken care of; it will not send it again."""
-        if message.qos:
+        """Tell the broker that a message is taken care of; it will not send it again.
+
+        A message of an earlier connection is left alone: the broker sends it again anyway, and its number
+        may belong to one that nobody has taken care of.
+        """
+        if message.qos and self.connected and message.connection == self._number:
             self._client.ack(message.mid, message.qos)
 
     def _on_pre_connect(self, client: paho.Client, _userdata: Any) -> None:
@@ -217,7 +225,7 @@ class Connection:
             self._put(Lost(f"the connection to {self.address} was lost"))
 
     def _on_message(self, _client: paho.Client, _userdata: Any, message: paho.MQTTMessage) -> None:
-        self._put(Received(message.topic, bytes(message.payload), message.mid, message.qos))
+        self._put(Received(message.topic, bytes(message.payload), message.mid, message.qos, self._number))
 
     def _wait_longer(self, client: paho.Client) -> None:
         wait = next(self._waits)

@@ -6,7 +6,6 @@ It ends with the process that started it, however that ends, so that a restart f
 import contextlib
 import ctypes
 import os
-import pwd
 import shutil
 import signal
 import socket
@@ -34,7 +33,8 @@ _LIBC = ctypes.CDLL(None)
 _MOSQUITTO_CONF = """\
 listener {port} {host}
 allow_anonymous true
-user {user}
+# Started as root it would become another user, who may not write here; anyone else it leaves as he is.
+user root
 persistence true
 persistence_location {directory}/
 autosave_interval 60
@@ -114,7 +114,7 @@ def own_broker(kind: BrokerKind, host: str, port: int, directory: Path) -> Itera
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                preexec_fn=_end_with_parent,  # noqa: PLW1509
+                preexec_fn=end_with_parent,  # noqa: PLW1509
             )
     try:
         address = BrokerAddress(host="127.0.0.1" if host in ("0.0.0.0", "") else host, port=port)  # noqa: S104
@@ -128,15 +128,11 @@ def _command(kind: BrokerKind, host: str, port: int, directory: Path) -> list[st
     if kind == "amqtt":
         return [sys.executable, "-m", "broker.amqtt_process", host, str(port)]
     configuration = directory / "mosquitto.conf"
-    configuration.write_text(
-        _MOSQUITTO_CONF.format(
-            host=host, port=port, directory=directory.resolve(), user=pwd.getpwuid(os.getuid()).pw_name
-        )
-    )
+    configuration.write_text(_MOSQUITTO_CONF.format(host=host, port=port, directory=directory.resolve()))
     return [mosquitto_path() or "mosquitto", "-c", str(configuration)]
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Ask the kernel for SIGTERM when the parent dies, and stay out of the terminal's Ctrl-C."""
     os.setpgid(0, 0)
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -10,7 +10,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from broker.errors import (
@@ -183,6 +183,17 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+    _sync_directory(path.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    """Make a rename in `path` outlive a power failure, where the file system can."""
+    with suppress(OSError):
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def connect_sqlite(path: Path) -> sqlite3.Connection:

@@ -20,10 +20,20 @@ from broker.protocol.messages import Chunk, Head, Receipt, Status, decode, encod
 from broker.protocol.topics import Filter, FleetTopics, Topic
 from broker.protocol.versions import sha256
 from edge.config import DeviceConfig
-from edge.download import Download
+from edge.download import Download, all_filters
 from edge.personal import Personal, make_update
 from edge.scorer import available_scorer_name
-from edge.session import Command, Fetch, PublishStatus, PublishUpdate, Session, Settle, Subscribe, Train
+from edge.session import (
+    Activity,
+    Command,
+    Fetch,
+    PublishStatus,
+    PublishUpdate,
+    Session,
+    Settle,
+    Subscribe,
+    Train,
+)
 from edge.store import DeviceStore, Interacted, Model
 from trainer.local import local_pass
 from trainer.params import Rows
@@ -168,11 +178,11 @@ class Agent:
             return
         self._store.replace_model(download.head, table, item_keys)
         if item_keys is not None:
-            self._interacted = None
             self._personal = self._store.personal()
         self._model = Model(head=download.head, table=table)
         _LOG.info("table version %d is here", download.head.version)
-        self._look_at = now
+        # Which of them can be trained on depends on the table, too.
+        self._interacted = None
         self._look_for_interactions(now)
         self._carry_out(self._session.table_ready(download.head, now))
 
@@ -208,6 +218,8 @@ class Agent:
         for command in commands:
             match command:
                 case Subscribe():
+                    # The broker's session outlives ours, with the filters of a download that was cut off.
+                    self._connection.unsubscribe(all_filters(self._topics))
                     head, receipt = self._topics.head, self._topics.receipt(self._config.device_id)
                     self._connection.subscribe([Filter(head), Filter(receipt)])
                 case PublishStatus():
@@ -225,6 +237,9 @@ class Agent:
                     self._store.settle(seq, verdict)
                     level = logging.INFO if verdict in ("accepted", "duplicate") else logging.WARNING
                     _LOG.log(level, "update %d: %s%s", seq, verdict, f" ({reason})" if reason else "")
+        if self._session.activity is not Activity.FETCHING:
+            # Given up by the session: what comes too late must not be stored behind its back.
+            self._end_download()
 
     def _train(self, command: Train) -> None:
         model, sampler = self._model, self._sampler
@@ -243,6 +258,7 @@ class Agent:
         personal = Personal.of(result)
         update: tuple[int, bytes] | None = None
         try:
+            personal.require_finite()
             if command.seq is not None:
                 made = make_update(head, self._incarnation, command.seq, result)
                 update = (command.seq, encode(made))

@@ -7,6 +7,11 @@ from broker.protocol.versions import catalogue_from_bytes, table_from_bytes
 from trainer.params import Floats
 
 
+def all_filters(topics: FleetTopics) -> list[Filter]:
+    """Give everything that a download can have subscribed to."""
+    return [topics.snapshot_filter(0), topics.snapshot_filter(1), topics.catalogue_filter]
+
+
 class Download:
     """Collects what a head announces. Memory is bounded by the sizes in the head.
 

@@ -51,7 +51,10 @@ def parse_events(content: bytes, source: str, now: float) -> list[tuple[str, flo
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        fields = [field.strip() for field in next(csv.reader([line]))]
+        try:
+            fields = [field.strip() for field in next(csv.reader([line]))]
+        except csv.Error as error:
+            raise DataFormatError(source, number, str(error)) from error
         if not events and fields[0].lower() in _HEADERS:
             continue
         if len(fields) > 2:

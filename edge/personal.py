@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from broker.errors import EncodingError
 from broker.protocol.encodings import ENCODINGS, SparseChange
 from broker.protocol.messages import Head, Update
 from trainer.local import LocalResult
@@ -40,6 +41,18 @@ class Personal:
     def of(cls, result: LocalResult) -> "Personal":
         """Give what a pass has made of it."""
         return cls(score_function=result.score_function, own_rows=result.rows, own_values=result.values)
+
+    def require_finite(self) -> None:
+        """Refuse a state that has diverged.
+
+        Raises
+        ------
+        EncodingError
+            When a value is not finite.
+        """
+        w, b = self.score_function.w, self.score_function.b
+        if not (np.isfinite(w).all() and np.isfinite(b) and np.isfinite(self.own_values).all()):
+            raise EncodingError("the personal state has a value that is not finite")
 
     def view(self, table: Floats) -> Floats:
         """Lay the own rows over the shared table; shape (n_items, dim), a new, read-only array."""

@@ -8,13 +8,13 @@ file while the agent runs; the agent notices by `changes`.
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from broker.errors import CorruptError, NewerVersionError
+from broker.errors import CorruptError, NewerVersionError, ProtocolError
 from broker.protocol.messages import Head, Verdict, decode, encode
 from broker.protocol.versions import sha256, table_bytes
 from broker.storage import connect_sqlite, named_failures
@@ -101,12 +101,12 @@ class DeviceStore:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
+                self._connection.execute("COMMIT")
             except BaseException:
                 # SQLite may have rolled back by itself, for example when the disk is full.
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
-            self._connection.execute("COMMIT")
 
     def _rows(self, query: str, *parameters: Any) -> list[Any]:
         with named_failures(self._path):
@@ -148,6 +148,8 @@ class DeviceStore:
         facts = dict(self._rows("SELECT name, value FROM facts"))
         outbox = self._rows("SELECT seq FROM outbox ORDER BY seq LIMIT 1")
         model = self.model_head()
+        if "incarnation" not in facts:
+            raise self._damaged("the device's own number is missing")
         return Remembered(
             incarnation=int(facts["incarnation"]),
             instance=None if model is None else model.instance,
@@ -155,13 +157,13 @@ class DeviceStore:
             catalogue_sha256=None if model is None else model.catalogue_sha256,
             last_seq=int(facts.get("seq", 0)),
             outbox_seq=outbox[0][0] if outbox else None,
-            progress=Progress(
-                contributed_version=facts.get("contributed_version", -1),
-                trained_revision=facts.get("trained_revision", 0),
-                contributed_revision=facts.get("contributed_revision", 0),
-                idle_passes=facts.get("idle_passes", 0),
-            ),
+            progress=self._progress(),
         )
+
+    def _progress(self) -> Progress:
+        names = [field.name for field in fields(Progress)]
+        facts = dict(self._rows("SELECT name, value FROM facts"))
+        return Progress(**{name: int(facts[name]) for name in names if name in facts})
 
     # -- interactions ------------------------------------------------------------------------------
 
@@ -195,9 +197,11 @@ class DeviceStore:
         """
         with self._transaction() as connection:
             before = self.model_head()
-            if before is not None and (before.instance, before.dim) != (head.instance, head.dim):
+            same = before is not None and (before.instance, before.dim) == (head.instance, head.dim)
+            if not same:
                 connection.execute("DELETE FROM personal")
-                _set_facts(connection, {"contributed_version": -1})
+            progress = self._progress().with_table(head.version, same_aggregator=same)
+            _set_facts(connection, asdict(progress))
             connection.execute(
                 "INSERT INTO model (id, head, item_table) VALUES (1, ?, ?) "
                 "ON CONFLICT (id) DO UPDATE SET head = excluded.head, item_table = excluded.item_table",
@@ -212,7 +216,18 @@ class DeviceStore:
     def model_head(self) -> Head | None:
         """Give the head of the table on the device."""
         rows = self._rows("SELECT head FROM model")
-        return decode(rows[0][0], Head) if rows else None
+        return self._head(rows[0][0]) if rows else None
+
+    def _head(self, content: bytes) -> Head:
+        try:
+            return decode(content, Head)
+        except ProtocolError as error:
+            raise self._damaged(f"the head of the item table cannot be read: {error}") from error
+
+    def _damaged(self, what: str) -> CorruptError:
+        return CorruptError(
+            f"{self._path} is damaged: {what}; restore it from a backup or init a new directory"
+        )
 
     def model(self) -> Model | None:
         """Give the table on the device.
@@ -225,11 +240,9 @@ class DeviceStore:
         rows = self._rows("SELECT head, item_table FROM model")
         if not rows:
             return None
-        head = decode(rows[0][0], Head)
+        head = self._head(rows[0][0])
         if sha256(rows[0][1]) != head.sha256:
-            raise CorruptError(
-                f"{self._path}: the item table does not have its SHA-256; init a new directory"
-            )
+            raise self._damaged("the item table does not have its SHA-256")
         return Model(head=head, table=np.frombuffer(rows[0][1], dtype="<f4").reshape(head.rows, head.dim))
 
     def has_catalogue(self) -> bool:
@@ -252,21 +265,20 @@ class DeviceStore:
         rows = self._rows("SELECT w, b, own_rows, own_values FROM personal")
         if not rows:
             return None
-        w = np.frombuffer(rows[0][0], dtype="<f4").astype(np.float32)
-        return Personal(
-            score_function=ScoreFunction(w=w, b=rows[0][1]),
-            own_rows=np.frombuffer(rows[0][2], dtype="<i8").astype(np.int64),
-            own_values=np.frombuffer(rows[0][3], dtype="<f4").reshape(-1, w.size).astype(np.float32),
-        )
+        w, b, own_rows, own_values = rows[0]
+        try:
+            w = np.frombuffer(w, dtype="<f4").astype(np.float32)
+            return Personal(
+                score_function=ScoreFunction(w=w, b=b),
+                own_rows=np.frombuffer(own_rows, dtype="<i8").astype(np.int64),
+                own_values=np.frombuffer(own_values, dtype="<f4").reshape(-1, w.size).astype(np.float32),
+            )
+        except ValueError as error:
+            raise self._damaged("the personal state cannot be read") from error
 
     def save_pass(self, personal: Personal, progress: Progress, update: tuple[int, bytes] | None) -> None:
         """Store a pass's results: the personal state, and the update that it made, if any."""
-        facts: dict[str, object] = {
-            "contributed_version": progress.contributed_version,
-            "trained_revision": progress.trained_revision,
-            "contributed_revision": progress.contributed_revision,
-            "idle_passes": progress.idle_passes,
-        }
+        facts = asdict(progress)
         with self._transaction() as connection:
             connection.execute(
                 "INSERT INTO personal (id, w, b, own_rows, own_values) VALUES (1, ?, ?, ?, ?) "

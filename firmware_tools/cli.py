@@ -11,9 +11,15 @@ from broker.storage import write_atomically
 from firmware_tools.convert import build_scorer
 
 
-@click.group()
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="pfedrec-edge")
 def cli() -> None:
-    """Build what devices run. Needs the [firmware] extra; a device does not."""
+    """Build what devices run. Needs the [firmware] extra; a device does not.
+
+    \b
+    Example:
+      firmware-tools build --out scorer.tflite
+    """
 
 
 @cli.command()

@@ -68,7 +68,7 @@ def cli() -> None:
 @click.option("--encoding", help="Of updates: float32 or int8.  [default: int8]")
 @click.option("--item-lr", type=float, help="Learning rate of item rows.  [default: the paper's]")
 @click.option("--port", type=int, help="Of our own broker.  [default: 1883]")
-@click.option("--seed", type=int, help="Of the first table.  [default: drawn]")
+@click.option("--seed", type=click.IntRange(0), help="Of the first table.  [default: drawn]")
 def init(directory: Path, items: Path, dim: int, seed: int | None, **settings: Any) -> None:
     """Set up a directory: configuration, catalogue, and version 0 of the table.
 
@@ -211,3 +211,7 @@ def rounds(directory: Path, limit: int, *, as_json: bool) -> None:
 def main() -> None:
     """Run ``edge-aggregator``."""
     run(cli, "edge-aggregator")
+
+
+if __name__ == "__main__":
+    main()

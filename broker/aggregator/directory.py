@@ -12,12 +12,16 @@ from broker.aggregator.config import AggregatorConfig
 from broker.aggregator.store.interface import Genesis
 from broker.aggregator.store.sqlite import SqliteStore
 from broker.errors import AlreadyInitialisedError
+from broker.protocol.messages import MAX_ITEMS_IN_CATALOGUE
 from broker.storage import make_directory, read_file, require_initialised, write_atomically
+from trainer.errors import ParameterError
 from trainer.params import initial_score_function, initial_table
 
 CONFIG_NAME = "config.toml"
 DATABASE_NAME = "state.sqlite3"
 BROKER_NAME = "broker"
+_MAX_TABLE_BYTES = 1_000_000_000
+"""SQLite's largest value (sqlite.org/limits.html); a head can announce a little more."""
 
 
 def initialise(
@@ -35,10 +39,15 @@ def initialise(
     DataFormatError, FileUnreadableError
         About the item file.
     ParameterError
-        When `dim` is out of range.
+        When `dim` is out of range, or the table would be too large to be stored or sent.
     DiskFullError, NotWritableError
     """
     item_keys = parse_item_keys(read_file(items), str(items))
+    if len(item_keys) > MAX_ITEMS_IN_CATALOGUE or 4 * len(item_keys) * dim > _MAX_TABLE_BYTES:
+        raise ParameterError(
+            f"{len(item_keys)} items of {dim} dimensions are too many; at most {MAX_ITEMS_IN_CATALOGUE} "
+            f"items, and {_MAX_TABLE_BYTES // 4} values in all, can be served"
+        )
     rng = np.random.default_rng(seed)
     table = initial_table(len(item_keys), dim, rng)
     start = initial_score_function(dim, rng)
@@ -58,7 +67,8 @@ def initialise(
         )
     finally:
         store.close()
-    write_atomically(path / CONFIG_NAME, configfile.to_toml(config).encode())
+    # It may come to hold the broker's password.
+    write_atomically(path / CONFIG_NAME, configfile.to_toml(config).encode(), mode=0o600)
     return len(item_keys)
 
 

@@ -24,7 +24,7 @@ from broker.connection import QUEUE_EVENTS, Connected, Connection, LinkEvent, Lo
 from broker.errors import ProtocolError, RefusedError
 from broker.protocol.encodings import ENCODINGS
 from broker.protocol.messages import Chunk, Receipt, Status, Update, decode, encode
-from broker.protocol.topics import Address, FleetTopics
+from broker.protocol.topics import ROOT, Address, FleetTopics
 
 _LOG = logging.getLogger(__name__)
 
@@ -116,6 +116,7 @@ class AggregatorService:
                 case Connected():
                     connected = True
                 case Lost(reason):
+                    connected = False
                     self._lost(reason)
                 case Refused(reason):
                     raise RefusedError(
@@ -126,13 +127,17 @@ class AggregatorService:
         self._commit(commands, new_devices, refused)
         for message in received:
             self._connection.acknowledge(message)
-        self._carry_out(commands)
+        self._reply(commands)
         if connected:
             self._connected()
+        elif any(isinstance(command, PublishVersion) for command in commands):
+            self._publish_version()
         if self._core.population != known_before:
             _LOG.debug("%d devices seen", self._core.population)
 
     def _decide(self, message: Received, new_devices: list[str]) -> list[Command]:
+        if not message.topic.startswith(f"{ROOT}/{self._topics.fleet}/"):
+            return []  # amqtt delivers retained messages also to those who did not ask for them
         address = self._topics.parse(message.topic)
         if address.kind == "status":
             if message.payload:
@@ -204,18 +209,15 @@ class AggregatorService:
                     closed.staleness_sum / closed.updates,
                 )
 
-    def _carry_out(self, commands: list[Command]) -> None:
-        publish = False
+    def _reply(self, commands: list[Command]) -> None:
         for command in commands:
             if isinstance(command, ReplyReceipt):
                 receipt = encode(command.receipt)
                 self._connection.publish(self._topics.receipt(command.device), receipt)
-            elif isinstance(command, PublishVersion):
-                publish = True
-        if publish:
-            self._publish_version()
 
     def _publish_version(self) -> None:
+        if self._session == 0:  # the first connection has no number yet; it publishes all of this anyway
+            return
         head, chunks = self._publication.of(self._core, self._session)
         for chunk in chunks:
             self._connection.publish(

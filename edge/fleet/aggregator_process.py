@@ -11,6 +11,7 @@ from pathlib import Path
 from broker.aggregator.config import AggregatorConfig
 from broker.aggregator.directory import initialise, open_store
 from broker.aggregator.store.interface import Ledger
+from broker.configfile import ENVIRONMENT_PREFIX
 from broker.embedded import end_with_parent
 from broker.errors import BrokerStartError
 from edge.fleet.device import ID_PREFIX
@@ -91,12 +92,15 @@ def aggregator_process(
     initialise(home, config, items, dim=dim, seed=seed, created_at=time.time())
     log = directory / "aggregator.log"
     command = [sys.executable, "-m", "broker.aggregator.cli", "start", "--dir", str(home)]
+    # The run's own settings are complete; those of the user's environment are meant for other aggregators.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(ENVIRONMENT_PREFIX)}
     with log.open("wb") as file:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,
+            env=environment,
             preexec_fn=end_with_parent,  # noqa: PLW1509 - no thread runs yet
         )
     running = AggregatorProcess(home, process, log)

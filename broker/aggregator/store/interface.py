@@ -127,8 +127,11 @@ class AggregatorStore(Protocol):
         """Count a connection of the aggregator, durably; give its number, from 1."""
         ...
 
-    def ledger(self) -> Ledger:
-        """Add up what became of all updates."""
+    def ledger(self, prefix: str = "") -> Ledger:
+        """Add up what became of the updates of all devices whose id begins with `prefix`.
+
+        `duplicates` and `refused` are always those of all devices.
+        """
         ...
 
     def rounds(self, limit: int) -> list[RoundRecord]:

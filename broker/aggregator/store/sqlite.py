@@ -171,14 +171,14 @@ class SqliteStore:
             connection.execute(update(FACTS).where(FACTS.c.name == "session").values(value=FACTS.c.value + 1))
             return _fact(connection, "session")
 
-    def ledger(self) -> Ledger:
+    def ledger(self, prefix: str = "") -> Ledger:
         """See `AggregatorStore.ledger`."""
         with self._transaction(reading=True) as connection:
             counts: dict[str, int] = {}
             for verdict, is_pending, count in connection.execute(
-                select(JOURNAL.c.verdict, JOURNAL.c.version.is_(None), func.count()).group_by(
-                    JOURNAL.c.verdict, JOURNAL.c.version.is_(None)
-                )
+                select(JOURNAL.c.verdict, JOURNAL.c.version.is_(None), func.count())
+                .where(func.substr(JOURNAL.c.device, 1, len(prefix)) == prefix)  # LIKE ignores case
+                .group_by(JOURNAL.c.verdict, JOURNAL.c.version.is_(None))
             ):
                 name = {True: "pending", False: "counted"}[bool(is_pending)]
                 counts[name if verdict == "accepted" else verdict] = count
