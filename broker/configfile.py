@@ -53,7 +53,10 @@ def load(kind: type[_T], path: Path, environment: Mapping[str, str], **flags: An
     Raises
     ------
     ConfigError
-        When the file is no TOML, or an entry is unknown, ill typed or out of range.
+        When the file is no TOML, or an entry of it or of the environment is unknown, ill typed or out of
+        range.
+    ParameterError
+        When a flag is out of range.
     FileUnreadableError
         When the file cannot be read.
     """
@@ -67,15 +70,23 @@ def load(kind: type[_T], path: Path, environment: Mapping[str, str], **flags: An
         if name not in types:
             raise ConfigError(f"{path}: unknown entry {name!r}; known are {', '.join(types)}")
         values[name] = _typed(value, types[name], f"{path}: {name}")
+    # One source after the other, so that the sentence names the one that is wrong.
+    config = _built(kind, values, str(path))
     for name, wanted in types.items():
         variable = ENVIRONMENT_PREFIX + name.upper()
         if variable in environment:
-            values[name] = _parsed(environment[variable], wanted, f"the environment variable {variable}")
-    values.update({name: value for name, value in flags.items() if value is not None})
+            where = f"the environment variable {variable}"
+            values[name] = _parsed(environment[variable], wanted, where)
+            config = _built(kind, values, where)
+    given = {name: value for name, value in flags.items() if value is not None}
+    return kind(**values | given) if given else config
+
+
+def _built(kind: type[_T], values: Mapping[str, Any], where: str) -> _T:
     try:
         return kind(**values)
     except ParameterError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def _typed(value: object, wanted: type, where: str) -> object:

@@ -165,7 +165,11 @@ class Agent:
             self._carry_out(self._session.receipt_received(decode(message.payload, Receipt), now))
         elif address.kind in ("snapshot", "catalogue") and self._download is not None:
             chunk = decode(message.payload, Chunk)
-            if self._download.add(address, chunk, len(message.payload)):
+            before = self._download.bytes_received
+            complete = self._download.add(address, chunk, len(message.payload))
+            if self._download.bytes_received > before:
+                self._session.download_progressed(now)
+            if complete:
                 self._finish_download(self._download, now)
 
     def _finish_download(self, download: Download, now: float) -> None:

@@ -37,7 +37,9 @@ from edge.scheduler import Decision, Pass, Progress, decide
 
 RESEND_S = 30.0
 """Without a receipt for this long an update is sent again; a receipt usually takes less than a second."""
+UNREADABLE_RECEIPTS = 3
 FETCH_TIMEOUT_S = 60.0
+"""A download without a new chunk for this long is given up."""
 FETCH_RETRY_S = 5.0
 LEAST_CHECK_IN_S = 0.1
 """Whatever the plan says: with no pause at all the owner would come back at the same moment for ever."""
@@ -170,6 +172,7 @@ class Session:
         self._catalogue = remembered.catalogue_sha256
         self._last_seq = remembered.last_seq
         self._draw = draw
+        self._unreadable = 0
         self._fetching: Head | None = None
         self._gives_up_at = 0.0
         self._check_in_at: float | None = None
@@ -212,6 +215,10 @@ class Session:
             commands += self._fetch(head, now)
         return commands + self.tick(now)
 
+    def download_progressed(self, now: float) -> None:
+        """A chunk of the table arrived."""
+        self._gives_up_at = now + FETCH_TIMEOUT_S
+
     def table_ready(self, head: Head, now: float) -> list[Command]:
         """The table of `head` is stored on the device."""
         if self.activity is not Activity.FETCHING:
@@ -248,13 +255,12 @@ class Session:
 
     def receipt_received(self, receipt: Receipt, now: float) -> list[Command]:
         """The aggregator answered an update, perhaps one of ours that waits."""
-        # Without a number it could not read what we sent: sending it again would not help.
-        unreadable = receipt.seq == 0 and receipt.verdict == "rejected"
         ours = receipt.incarnation == self._incarnation and receipt.seq == self.outbox_seq
-        if self.outbox_seq is None or not (ours or unreadable):
+        if self.outbox_seq is None or not (ours or self._is_unreadable(receipt)):
             return []
         settled = Settle(self.outbox_seq, receipt.verdict, receipt.reason)
         self.outbox_seq = self._resend_at = None
+        self._unreadable = 0
         self._check_in_s = receipt.check_in_s
         self._schedule_check_in(now)
         return [settled, *self.tick(now)]
@@ -290,6 +296,16 @@ class Session:
         return self._check_in_at
 
     # -- steps -------------------------------------------------------------------------------------
+
+    def _is_unreadable(self, receipt: Receipt) -> bool:
+        """Tell whether the aggregator cannot read the update in the outbox, however often it is sent.
+
+        Its receipt then has no number. One of them may be a late repeat that was meant for the update before.
+        """
+        if receipt.seq != 0 or receipt.verdict != "rejected":
+            return False
+        self._unreadable += 1
+        return self._unreadable >= UNREADABLE_RECEIPTS
 
     def _move(self, event: str) -> None:
         self.activity = _NEXT[self.activity, event]

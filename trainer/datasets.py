@@ -142,10 +142,10 @@ def checked_key(text: str, what: str, source: str, line: int | None) -> str:
     """
     if not text:
         raise DataFormatError(source, line, f"the {what} is empty")
-    if len(text.encode()) > MAX_KEY_BYTES:
-        raise DataFormatError(source, line, f"the {what} is longer than {MAX_KEY_BYTES} bytes")
     if not text.isprintable():
         raise DataFormatError(source, line, f"the {what} {text[:40]!r} holds control characters")
+    if len(text.encode()) > MAX_KEY_BYTES:
+        raise DataFormatError(source, line, f"the {what} is longer than {MAX_KEY_BYTES} bytes")
     return text
 
 

@@ -28,6 +28,7 @@ from edge.scheduler import Progress
 from edge.store import MIGRATIONS, DeviceStore
 from tests.brokers import HOST
 from tests.edge.builders import ITEM_KEYS, a_head, a_personal_state
+from tests.edge.disks import fill_disk, make_read_only
 from tests.edge.old_database import dump
 from tests.edge.running import looking_at, wait_until
 from trainer.params import sigmoid
@@ -214,6 +215,14 @@ def test_environment_that_is_wrong_is_refused(
     )
 
 
+@pytest.mark.root
+def test_directory_that_cannot_be_written_says_so(use: Callable[[Path], Outcome], small_disk: Path) -> None:
+    """For example on a card that the system has set to read-only."""
+    initialise(small_disk / "me", DeviceConfig(device_id="pi-1", fleet="shop", broker="mqtt://10.0.0.2"))
+    make_read_only(small_disk)
+    assert_refused(use(small_disk / "me"), ExitCode.NOT_WRITABLE, str(small_disk / "me"))
+
+
 # -- init ------------------------------------------------------------------------------------------
 
 INIT = ("--device-id", "pi-1", "--fleet", "shop", "--broker", "mqtt://10.0.0.2")
@@ -384,6 +393,28 @@ def test_record_of_bytes_that_are_no_text_is_refused(call: Call, directory: Path
     assert interactions_in(directory) == []
 
 
+@pytest.mark.root
+def test_record_on_a_full_disk_says_so_and_records_nothing(call: Call, small_disk: Path) -> None:
+    """With room again it works."""
+    directory = small_disk / "me"
+    initialise(directory, DeviceConfig(device_id="pi-1", fleet="shop", broker="mqtt://10.0.0.2"))
+    filler = fill_disk(small_disk)
+    found = call("record", "--dir", directory, "bread")
+    assert_refused(found, ExitCode.DISK_FULL, "no space is left", "nothing was lost")
+    filler.unlink()
+    assert interactions_in(directory) == []
+    assert call("record", "--dir", directory, "bread").code == ExitCode.OK
+
+
+@pytest.mark.root
+def test_init_on_a_full_disk_says_so(call: Call, small_disk: Path) -> None:
+    """And can be called again."""
+    filler = fill_disk(small_disk)
+    assert_refused(call("init", "--dir", small_disk / "me", *INIT), ExitCode.DISK_FULL, "no space is left")
+    filler.unlink()
+    assert call("init", "--dir", small_disk / "me", *INIT).code == ExitCode.OK
+
+
 def test_record_while_the_database_is_locked_says_so(
     call: Call, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -413,6 +444,7 @@ def test_recommend_gives_json(call: Call, trained: Path) -> None:
     personal = a_personal_state(rows=(4,))
     with closing(open_store(trained)) as store:
         store.save_pass(personal, Progress(), None)
+    assert call("recommend", "--dir", trained).err == ""
     found = call("recommend", "--dir", trained, "--json")
     assert (found.code, found.err) == (ExitCode.OK, "")
     result: dict[str, Any] = json.loads(found.out)

@@ -18,6 +18,7 @@ from broker.errors import (
     PFedRecError,
 )
 from edge.config import CONFIG_NAME, DATABASE_NAME, DeviceConfig, initialise, load_config, open_store
+from edge.store import DeviceStore
 from tests.edge.old_database import dump
 from trainer.errors import ParameterError
 
@@ -115,12 +116,15 @@ def test_initialise_after_one_that_was_cut_short_begins_anew(
     with pytest.raises(KeyboardInterrupt):
         initialise(tmp_path, a_config())
     monkeypatch.undo()
-    with pytest.raises(NotInitialisedError):
-        load_config(tmp_path, {})
+    for ask in (lambda: load_config(tmp_path, {}), lambda: open_store(tmp_path)):
+        with pytest.raises(NotInitialisedError):
+            ask()
+    with closing(DeviceStore(tmp_path / DATABASE_NAME)) as left_over:
+        left_over.record([("bread", 1.0)])
     (tmp_path / f"{DATABASE_NAME}-wal").write_bytes(b"left over")
     initialise(tmp_path, a_config())
     with closing(open_store(tmp_path)) as store:
-        assert store.remembered().last_seq == 0
+        assert store.interacted().total == 0
 
 
 def test_initialise_where_nothing_can_be_written_names_the_directory(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from broker.protocol.chunks import CHUNK_BYTES
 from broker.protocol.messages import Chunk, Head
 from broker.protocol.topics import Address, FleetTopics
 from broker.protocol.versions import table_bytes
-from edge.download import Download
+from edge.download import Download, all_filters
 from tests.edge.builders import ITEM_KEYS, a_head, a_table, catalogue_chunks, table_chunks
 from trainer.params import Floats
 
@@ -46,6 +46,13 @@ def test_filters_name_the_slot_and_the_catalogue_if_it_is_wanted() -> None:
         "pfedrec/1/shop/snapshot/1/+",
         "pfedrec/1/shop/catalogue/+",
     ]
+
+
+def test_all_filters_are_those_of_any_download() -> None:
+    """So that the rest of one can be cleared away without knowing it."""
+    topics = FleetTopics("shop")
+    downloads = [Download(a_head(version), catalogue=True) for version in range(4)]
+    assert {each for download in downloads for each in download.filters(topics)} == set(all_filters(topics))
 
 
 def test_result_is_the_table_and_the_keys() -> None:

@@ -81,6 +81,28 @@ def test_make_update_in_an_encoding_of_a_later_release_is_exact() -> None:
     assert make_update(head, INCARNATION, 1, a_pass(a_table())).encoding == "float32"
 
 
+def test_require_finite_takes_an_ordinary_state() -> None:
+    """Also one without rows of its own."""
+    a_personal_state().require_finite()
+    Personal.beginning(np.ones(2, dtype=np.float32), 0.0).require_finite()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("where", ["w", "b", "own_values"])
+def test_require_finite_of_a_state_that_diverged_is_refused(where: str, value: float) -> None:
+    """One such number makes every score of the user worthless."""
+    state = a_personal_state()
+    w, b = state.score_function.w, state.score_function.b
+    values = state.own_values
+    if where == "b":
+        b = value
+    else:
+        (w if where == "w" else values)[-1] = value
+    diverged = Personal(score_function=ScoreFunction(w=w, b=b), own_rows=state.own_rows, own_values=values)
+    with pytest.raises(EncodingError, match="not finite"):
+        diverged.require_finite()
+
+
 @pytest.mark.parametrize("encoding", sorted(ENCODINGS))
 def test_make_update_of_a_pass_that_diverged_is_refused(encoding: str) -> None:
     """It would spoil the fleet's table."""

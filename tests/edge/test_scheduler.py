@@ -80,6 +80,32 @@ def test_decide_after_a_local_pass_still_contributes_the_news() -> None:
     assert Facts(version=4, revision=11, progress=trained).decide().kind is Pass.CONTRIBUTING
 
 
+def test_decide_for_a_new_device_contributes_to_the_first_version() -> None:
+    """Nothing was done yet; interactions and version 0 are both news."""
+    assert Progress() == Progress(
+        contributed_version=-1, trained_revision=0, contributed_revision=0, idle_passes=0
+    )
+    first = Facts(version=0, revision=0, progress=Progress())
+    assert first.decide().kind is Pass.CONTRIBUTING
+
+
+def test_progress_with_a_newer_table_is_as_before() -> None:
+    """It is to be contributed to."""
+    assert progress().with_table(5, same_aggregator=True) == progress()
+
+
+@pytest.mark.parametrize(("version", "contributed"), [(4, 3), (3, 2), (0, -1)])
+def test_progress_with_an_older_table_may_contribute_again(version: int, contributed: int) -> None:
+    """What the aggregator has counted since is gone."""
+    found = progress().with_table(version, same_aggregator=True)
+    assert found == progress(contributed_version=contributed)
+
+
+def test_progress_with_the_table_of_another_aggregator_begins_anew() -> None:
+    """There everything is news."""
+    assert progress().with_table(9, same_aggregator=False) == Progress()
+
+
 revisions = st.integers(0, 5)
 versions = st.integers(-1, 5)
 all_facts = st.builds(

@@ -14,6 +14,7 @@ from edge.session import (
     FETCH_RETRY_S,
     FETCH_TIMEOUT_S,
     RESEND_S,
+    UNREADABLE_RECEIPTS,
     Activity,
     Command,
     Fetch,
@@ -170,6 +171,17 @@ def test_lost_keeps_the_update_for_the_next_connection() -> None:
     assert session.connected(NOW + 1000)[-1] == PublishUpdate(1)
 
 
+def test_lost_with_a_waiting_update_does_not_keep_the_owner_busy() -> None:
+    """There is nobody to send it to: the time to send again is forgotten, and everything else goes on."""
+    session = waiting()
+    session.tick(NOW)
+    session.lost()
+    assert session.wake_at == session.check_in_at == NOW + 30
+    session.tick(NOW + RESEND_S)
+    assert session.wake_at == NOW + 60
+    assert [type(command) for command in interactions(session, 1, NOW + RESEND_S)] == [Train]
+
+
 def test_lost_while_fetching_begins_again_after_the_next_head() -> None:
     """The download is given up; the check-in that began it is due still."""
     session = fetching()
@@ -256,11 +268,34 @@ def test_receipt_that_comes_twice_settles_once() -> None:
     assert session.receipt_received(a_receipt(1), NOW) == []
 
 
-def test_receipt_for_something_unreadable_settles_the_update() -> None:
+def test_third_receipt_for_something_unreadable_settles_the_update() -> None:
     """The aggregator could not read its number; sending it again would not help."""
     session = waiting()
     receipt = a_receipt(0, "rejected", incarnation=0, reason="too large")
-    assert session.receipt_received(receipt, NOW) == [Settle(1, "rejected", "too large")]
+    assert session.receipt_received(receipt, NOW) == []
+    assert session.receipt_received(receipt, NOW + 1) == []
+    assert session.receipt_received(receipt, NOW + 2) == [Settle(1, "rejected", "too large")]
+
+
+def test_late_repeat_of_an_unreadable_receipt_leaves_the_next_update() -> None:
+    """What was said of one update is not counted against the next."""
+    session = waiting()
+    receipt = a_receipt(0, "rejected", incarnation=0, reason="too large")
+    for _ in range(UNREADABLE_RECEIPTS - 1):
+        session.receipt_received(receipt, NOW)
+    session.receipt_received(a_receipt(1), NOW)
+    assert session.receipt_received(receipt, NOW) == []
+    assert session._unreadable == 0
+
+
+def test_download_that_goes_on_is_not_given_up() -> None:
+    """A large table on a slow link may take any time as long as chunks arrive."""
+    session = a_session()
+    session.connected(NOW)
+    session.head_received(a_head(3), NOW)
+    session.download_progressed(NOW + FETCH_TIMEOUT_S - 1)
+    assert session.tick(NOW + FETCH_TIMEOUT_S + 1) == []
+    assert doing(session) is Activity.FETCHING
 
 
 def test_receipt_while_training_settles_and_lets_the_pass_end() -> None:
@@ -302,6 +337,15 @@ def test_next_check_in_is_as_the_newest_receipt_says(drawn: float, wait_s: float
     session._draw = lambda: drawn
     session.receipt_received(a_receipt(1, check_in_s=10.0), NOW + 3)
     assert session.check_in_at == pytest.approx(NOW + 3 + wait_s)
+
+
+def test_receipt_moves_a_check_in_that_waits() -> None:
+    """To what the aggregator says now."""
+    session = waiting()
+    session.tick(NOW)
+    assert session.check_in_at == NOW + 30
+    session.receipt_received(a_receipt(1, check_in_s=10.0), NOW + 3)
+    assert session.check_in_at == NOW + 13
 
 
 def test_check_in_without_pause_still_gives_the_owner_a_rest() -> None:
@@ -493,6 +537,28 @@ def test_interactions_offline_lead_to_a_local_pass() -> None:
     assert train == Train(None, Progress(trained_revision=3))
     session.training_done(Train(None, Progress(trained_revision=3)), NOW)
     assert interactions(session, 3) == []
+
+
+def test_interactions_between_check_ins_are_contributed_at_the_next() -> None:
+    """The user's model learns at once; the fleet hears of it in its own time."""
+    session = idle()
+    [train] = interactions(session, 1, NOW + 1)
+    assert train == Train(None, Progress(trained_revision=1))
+    session.training_done(Train(None, Progress(trained_revision=1)), NOW + 1)
+    assert session.tick(NOW + 29) == []
+    [train] = session.tick(NOW + 30)
+    assert isinstance(train, Train)
+    assert train.seq == 1
+
+
+def test_interactions_before_the_first_head_of_a_connection_lead_to_a_local_pass() -> None:
+    """Whether the table on the device is the newest is not known yet."""
+    session = idle()
+    session.lost()
+    session.connected(NOW + 30)
+    [train] = interactions(session, 1, NOW + 30)
+    assert isinstance(train, Train)
+    assert train.seq is None
 
 
 def test_interactions_beside_a_waiting_update_lead_to_a_local_pass() -> None:

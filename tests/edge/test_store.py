@@ -34,6 +34,7 @@ from tests.edge.builders import (
     a_store,
     a_table,
 )
+from tests.edge.disks import fill_disk
 from tests.edge.old_database import dump
 from trainer.params import ScoreFunction
 
@@ -627,33 +628,6 @@ def test_database_in_a_missing_folder_is_not_writable(tmp_path: Path) -> None:
 
 
 # -- a full disk -----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Mount a file system of 1 MB."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root to mount a small file system")
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], check=False, capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("this environment does not allow to mount a small file system")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-def fill_disk(folder: Path) -> Path:
-    """Leave no free space; give the file to remove."""
-    filler = folder / "filler"
-    with filler.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(b"\0" * 4096)
-        except OSError:
-            return filler
 
 
 def big_head_and_table() -> tuple[Head, Any]:
