@@ -88,6 +88,16 @@ class EventSink(Protocol):
         ...
 
 
+class EventQueue(queue.Queue[LinkEvent]):
+    """Bounded for messages, which the broker keeps until they are acknowledged; never full for the rest."""
+
+    def put_nowait(self, item: LinkEvent) -> None:
+        """Take an event or raise `queue.Full`."""
+        if isinstance(item, Received) and self.qsize() >= QUEUE_EVENTS:
+            raise queue.Full
+        super().put_nowait(item)
+
+
 def jittered_waits(draw: Callable[[float, float], float]) -> Iterator[float]:
     """Give waits in seconds between attempts, without end: full jitter below a bound that doubles."""
     bound = _FIRST_WAIT_S

@@ -13,7 +13,7 @@ from importlib.metadata import version as package_version
 
 import numpy as np
 
-from broker.connection import QUEUE_EVENTS, Connected, Connection, LinkEvent, Lost, Received, Refused
+from broker.connection import Connected, Connection, EventQueue, LinkEvent, Lost, Received, Refused
 from broker.errors import EncodingError, ProtocolError, RefusedError
 from broker.protocol.chunks import CHUNK_BYTES, cut
 from broker.protocol.messages import Chunk, Head, Receipt, Status, decode, encode
@@ -77,7 +77,7 @@ class Agent:
         self._positives: Rows = np.empty(0, dtype=np.int64)
         self._sampler: NegativeSampler | None = None
         self._download: Download | None = None
-        self._events: queue.Queue[LinkEvent] = queue.Queue(QUEUE_EVENTS)
+        self._events = EventQueue()
         self._connections_before = int(store.fact("connection") or 0)
         self._connection_number = self._connections_before
         self._connection = Connection(

@@ -10,12 +10,22 @@ from tests.brokers import KINDS, RunningBroker
 every_kind = [pytest.param(kind, marks=pytest.mark.mqtt) for kind in KINDS]
 
 
-@pytest.fixture(scope="session", params=every_kind)
-def broker(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[RunningBroker]:
-    """Give a broker of each kind that all tests share; they keep apart by their topics and client ids."""
-    with RunningBroker(request.param, tmp_path_factory.mktemp(request.param)) as running:
+@pytest.fixture(scope="session")
+def shared_mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningBroker]:
+    """Give a mosquitto that all tests share; they keep apart by their topics and client ids."""
+    with RunningBroker("mosquitto", tmp_path_factory.mktemp("mosquitto")) as running:
+        yield running
+
+
+@pytest.fixture(params=every_kind)
+def broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RunningBroker]:
+    """Give a broker of each kind; it may be that of other tests, too."""
+    if request.param == "mosquitto":
+        yield request.getfixturevalue("shared_mosquitto")
+        return
+    # amqtt delivers everybody's retained messages to everybody, and drops a client that connects while
+    # another one subscribes or leaves: tests that share it would disturb each other.
+    with RunningBroker(request.param, tmp_path / "broker") as running:
         yield running
 
 

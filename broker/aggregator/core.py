@@ -353,6 +353,6 @@ class AggregatorCore:
             reason=reason,
             version=self.version,
             staleness=max(0, self.version - update.base_version),
-            check_in_s=self.settings.check_in_s,
+            check_in_s=float(self.settings.check_in_s),
         )
         return ReplyReceipt(device, receipt)

@@ -20,7 +20,7 @@ from broker.aggregator.core import AggregatorCore, CloseRound, Command, Journal,
 from broker.aggregator.publication import Publication
 from broker.aggregator.reassembly import Reassembly
 from broker.aggregator.store.interface import AggregatorStore, Batch
-from broker.connection import QUEUE_EVENTS, Connected, Connection, LinkEvent, Lost, Received, Refused
+from broker.connection import Connected, Connection, EventQueue, LinkEvent, Lost, Received, Refused
 from broker.errors import ProtocolError, RefusedError
 from broker.protocol.encodings import ENCODINGS
 from broker.protocol.messages import Chunk, Receipt, Status, Update, decode, encode
@@ -60,7 +60,7 @@ class AggregatorService:
             config.round_settings, config.make_strategy(), store.load(), store.pending()
         )
         self._topics = FleetTopics(config.fleet)
-        self._events: queue.Queue[LinkEvent] = queue.Queue(QUEUE_EVENTS)
+        self._events = EventQueue()
         self._connection = Connection(address, f"pfedrec-{config.fleet}-aggregator", self._events)
         shape = self._core.table.shape
         self._max_update_bytes = _ENVELOPE_BYTES + max(e.body_bytes(*shape) for e in ENCODINGS.values())

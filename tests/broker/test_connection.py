@@ -20,6 +20,7 @@ from broker.address import BrokerAddress
 from broker.connection import (
     Connected,
     Connection,
+    EventQueue,
     LinkEvent,
     Lost,
     Received,
@@ -493,3 +494,19 @@ def test_waits_are_drawn_below_a_bound_that_doubles_up_to_a_minute() -> None:
 def test_wait_is_never_nothing() -> None:
     """A draw of zero still leaves the broker a moment."""
     assert list(islice(jittered_waits(lambda low, _: low), 3)) == [0.05] * 3
+
+
+def test_full_queue_refuses_messages_but_not_what_happened_to_the_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A message comes again after the next connection; that one was lost would never be told again."""
+    monkeypatch.setattr("broker.connection.QUEUE_EVENTS", 1)
+    events = EventQueue()
+    message = Received("t", b"", 1, 1, 1)
+    events.put_nowait(message)
+
+    with pytest.raises(queue.Full):
+        events.put_nowait(message)
+    events.put_nowait(Lost("gone"))
+
+    assert [events.get_nowait(), events.get_nowait()] == [message, Lost("gone")]

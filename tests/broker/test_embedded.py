@@ -18,7 +18,7 @@ from broker import embedded
 from broker.address import BrokerAddress
 from broker.embedded import BrokerKind, choose_broker, free_port, mosquitto_path, own_broker
 from broker.errors import BrokerStartError, MissingExtraError, NotWritableError
-from tests.brokers import HOST, KINDS, PATIENCE_S, Peer, children_of, require, wait_for_end
+from tests.brokers import HOST, KINDS, PATIENCE_S, Peer, children_of, command_of, require, wait_for_end
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -234,12 +234,7 @@ def test_broker_that_never_answers_is_ended(
     ):
         pytest.fail("it did not answer")
 
-    assert not [pid for pid in children_of(os.getpid()) if b"mosquitto" in command_line(pid)]
-
-
-def command_line(pid: int) -> bytes:
-    """Give a process's command line."""
-    return Path(f"/proc/{pid}/cmdline").read_bytes()
+    assert not [pid for pid in children_of(os.getpid()) if str(fake_mosquitto) in command_of(pid)]
 
 
 # --- which one ---------------------------------------------------------------------------------------

@@ -80,7 +80,9 @@ def test_head_table_and_catalogue_are_published_and_verify(
     with serving(path, broker.address), Device(broker.address, fleet) as device:
         head = device.head()
 
-        assert (head.version, head.session, head.instance) == (0, 1, state.instance)
+        # More than one where amqtt drops the connection, as it does when another client subscribes just then.
+        assert head.session >= 1
+        assert (head.version, head.instance) == (0, state.instance)
         assert (head.rows, head.dim, head.catalogue_rows) == (6, 3, 6)
         assert (head.plan.encoding, head.plan.check_in_s) == ("int8", 5.0)
         np.testing.assert_array_equal(device.table(head), state.table)
@@ -250,10 +252,10 @@ def test_broker_restart_publishes_everything_again(
             assert device.send(an_update_for(head, 1)).verdict == "accepted"
             assert device.head(lambda each: each.version == 1).session == head.session
 
-    assert len(said) == 2
     assert str(mortal_broker.address) in said[0]
-    assert said[0].endswith("trying again until it is back")
-    assert said[1] == "the broker is back"
+    assert all(sentence.endswith("trying again until it is back") for sentence in said[::2])
+    assert said[1::2] == ["the broker is back"] * (len(said) // 2)
+    assert len(said) in (2, 4)  # amqtt may drop a connection that is made while another client subscribes
 
 
 @pytest.mark.mqtt
