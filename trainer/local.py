@@ -120,6 +120,7 @@ def local_pass(
     before: Floats = table.take(rows, axis=0)
     values, renewed = before, 0
     w, b = score_function.w, score_function.b
+    half_z = _half_logits(values, coefficients[:0], vectors[:0], w, b)
     for batch in range(n_batches):
         size = min(hyperparameters.batch_size, items.size - batch * hyperparameters.batch_size)
         half_mean = 0.5 / size
@@ -127,7 +128,7 @@ def local_pass(
             values = values + np.dot(coefficients[renewed:batch].T, vectors[renewed:batch])
             renewed = batch
         C, W = coefficients[renewed:batch], vectors[renewed:batch]
-        two_g = _tanh_half(values, C, W, w, b)
+        two_g = np.tanh(half_z)
         two_g *= n_samples[batch]
         two_g += two_g_bias[batch]
         step = np.float32(hyperparameters.lr * half_mean)
@@ -136,11 +137,15 @@ def local_pass(
             gradient += np.dot(np.dot(C, two_g), W)
         b -= float(step) * float(np.add.reduce(two_g))
         w = w - step * gradient
-        two_g = _tanh_half(values, C, W, w, b)
+        half_z = _half_logits(values, C, W, w, b)
+        np.tanh(half_z, out=two_g)
         two_g *= n_samples[batch]
         two_g += two_g_bias[batch]
-        np.multiply(two_g, np.float32(-hyperparameters.item_lr * half_mean), out=coefficients[batch])
-        vectors[batch] = w
+        two_g *= np.float32(-hyperparameters.item_lr * half_mean)
+        coefficients[batch], vectors[batch] = two_g, w
+        # The rows move along w, so the logits of the next forward are these and a multiple of w·w.
+        two_g *= np.float32(0.5) * np.dot(w, w)
+        half_z += two_g
     if n_batches > table.shape[1]:
         # More factors than columns: the change itself is the smaller form.
         coefficients = np.dot(vectors.T, coefficients)
@@ -171,14 +176,13 @@ def _by_batch_and_row(
     return samples.reshape(shape).astype(np.float32), positives.reshape(shape).astype(np.float32)
 
 
-def _tanh_half(values: Floats, C: Floats, W: Floats, w: Floats, b: float) -> Floats:
-    """Give ``tanh(z/2)`` of the rows ``values + C.T·W``; shape (n_rows,)."""
+def _half_logits(values: Floats, C: Floats, W: Floats, w: Floats, b: float) -> Floats:
+    """Give ``z/2`` of the rows ``values + C.T·W``; shape (n_rows,)."""
     half_w = w * np.float32(0.5)
     half_z: Floats = np.dot(values, half_w)
     if len(C):
         half_z += np.dot(np.dot(W, half_w), C)
     half_z += np.float32(0.5 * b)
-    np.tanh(half_z, out=half_z)
     return half_z
 
 
