@@ -56,6 +56,14 @@ class AggregatorProcess:
         finally:
             store.close()
 
+    def instance(self) -> int:
+        """Give what its heads are known by."""
+        store = open_store(self.directory)
+        try:
+            return store.load().instance
+        finally:
+            store.close()
+
     def newest(self) -> tuple[int, bytes]:
         """Give the newest stored version and its SHA-256."""
         store = open_store(self.directory)

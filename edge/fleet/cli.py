@@ -143,7 +143,6 @@ def simulate(
         "data_sha256": scenario.sha256,
         "preset": options["preset"],
     }
-    folder = RunFolder(out, config | {"protocol": scenario.protocol} | facts, overwrite=overwrite)
     evaluator = Evaluator(scenario)
     progress = Progress(settings.rounds, "rounds")
 
@@ -151,7 +150,9 @@ def simulate(
         folder.add_round(report)
         progress.update(report.number, f"HR@10 {report.quality.test.hr:.3f}")
 
-    Simulation(scenario, settings, evaluator, on_round).run()
+    simulation = Simulation(scenario, settings, evaluator, on_round)
+    folder = RunFolder(out, config | {"protocol": scenario.protocol} | facts, overwrite=overwrite)
+    simulation.run()
     progress.close()
     summary = folder.finish(scenario, evaluator, facts, save_users=save_users)
     _show(scenario, summary, out, {}, as_json=as_json)
@@ -179,7 +180,7 @@ def simulate(
     "deadline_s",
     default=2.0,
     show_default=True,
-    type=float,
+    type=click.FloatRange(0.01, 30.0),
     help="Seconds; closes a round too.",
 )
 @click.option("--concurrency", type=click.IntRange(1), help="Devices at work at once.  [default: 2 x buffer]")

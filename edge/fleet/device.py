@@ -4,10 +4,12 @@ from typing import Final
 
 import numpy as np
 
+from broker.errors import EncodingError
 from broker.protocol.messages import Head, Plan, Update
 from edge.fleet.scenario import Scenario
 from edge.personal import make_update
 from edge.session import Remembered, Session, Train
+from trainer.errors import ParameterError
 from trainer.local import LocalResult, local_pass
 from trainer.params import Floats, Hyperparameters, ScoreFunction
 
@@ -68,7 +70,7 @@ class VirtualDevice:
 
         Raises
         ------
-        EncodingError
+        ParameterError
             When the pass diverged.
         """
         head, table = self._head, self._table
@@ -81,7 +83,10 @@ class VirtualDevice:
             table, before, self._positives, self._sampler, self._hyperparameters, self._rng
         )
         if command.seq is not None:
-            self.outbox = make_update(head, self._incarnation, command.seq, self.result)
+            try:
+                self.outbox = make_update(head, self._incarnation, command.seq, self.result)
+            except EncodingError as error:
+                raise ParameterError(f"the training diverges ({error}); give a smaller --item-lr") from error
             self.updates_made += 1
         return self.outbox
 

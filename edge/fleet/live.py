@@ -8,6 +8,7 @@ fleet runs as fast as broker and aggregator take its updates, and no faster.
 
 import asyncio
 import logging
+import os
 import random
 import time
 from collections import deque
@@ -18,7 +19,7 @@ from typing import Any
 import aiomqtt
 
 from broker.address import BrokerAddress
-from broker.errors import PFedRecError, ProtocolError, TimedOutError, UnreachableError
+from broker.errors import PFedRecError, ProtocolError, RefusedError, TimedOutError, UnreachableError
 from broker.protocol.chunks import CHUNK_BYTES, cut
 from broker.protocol.messages import Chunk, Head, Receipt, Status, decode, encode
 from broker.protocol.topics import FleetTopics, Topic
@@ -103,6 +104,7 @@ class LiveFleet:
         self._chunks: dict[tuple[str, int, int], tuple[Chunk, int]] = {}
         self._pending_head: tuple[Head, int] | None = None
         self._newest: tuple[Head, Floats, int] | None = None
+        self._instance = aggregator.instance()
         self._finishing = False
         self._rounds_done = 0
         self._begin_round()
@@ -126,7 +128,7 @@ class LiveFleet:
         BrokerStartError
             When the aggregator ends.
         """
-        await self._wait_for_broker()
+        await _wait_for_broker(self._settings.address, self._aggregator.require_running)
         asyncio.get_running_loop().set_exception_handler(_forget_lost_connections)
         try:
             async with asyncio.TaskGroup() as group:
@@ -148,25 +150,6 @@ class LiveFleet:
         for task in background:
             task.cancel()
 
-    async def _wait_for_broker(self) -> None:
-        """Wait until the broker takes connections: ours is being started by the aggregator just now."""
-        address = self._settings.address
-        deadline = time.monotonic() + BROKER_S
-        while True:
-            self._aggregator.require_running()
-            try:
-                _, writer = await asyncio.open_connection(address.host, address.port)
-            except OSError as error:
-                if time.monotonic() > deadline:
-                    raise UnreachableError(
-                        f"no broker answers at {address} ({error.strerror or error}); "
-                        "start one there, or leave out --broker to run one"
-                    ) from error
-                await asyncio.sleep(_POLL_S)
-            else:
-                writer.close()
-                return
-
     # -- connections -------------------------------------------------------------------------------
 
     async def _serve(self, name: str, lane: list[VirtualDevice]) -> None:
@@ -186,6 +169,7 @@ class LiveFleet:
                 ) as client:
                     await self._receive(client, lane)
             except aiomqtt.MqttError as error:
+                _notice_cancellation()
                 _LOG.info("connection %s was lost: %s", name, error)
                 for device in lane:
                     self._client_of.pop(device.name, None)
@@ -201,10 +185,13 @@ class LiveFleet:
         # Brokers limit how much one SUBSCRIBE may hold.
         for start in range(0, len(filters), 100):
             await client.subscribe([(each, 1) for each in filters[start : start + 100]])
+        _notice_cancellation()
         now = time.monotonic()
         for device in lane:
             self._client_of[device.name] = client
             self._carry_out(device, device.session.connected(now))
+        # Without a connection a device may have passed over the newest version.
+        self._end_rest()
         async for message in client.messages:
             payload = message.payload if isinstance(message.payload, bytes) else b""
             try:
@@ -223,8 +210,11 @@ class LiveFleet:
             self._staleness_sum += receipt.staleness if receipt.verdict == "accepted" else 0
             self._carry_out(device, device.session.receipt_received(receipt, time.monotonic()))
         elif address.kind == "head":
-            self._pending_head = (decode(payload, Head), len(payload))
-            self._assemble()
+            head = decode(payload, Head)
+            # A broker that is not ours may still hold the head of an earlier run.
+            if head.instance == self._instance:
+                self._pending_head = (head, len(payload))
+                self._assemble()
         elif address.kind == "snapshot":
             self._chunks[address.kind, address.slot, address.chunk] = (decode(payload, Chunk), len(payload))
             self._assemble()
@@ -249,9 +239,7 @@ class LiveFleet:
         self._newest = (head, table, size + download.bytes_received)
         self._table_arrived.set()
         if before != head.version:
-            rested, self._resting = self._resting, []
-            for device in rested:
-                self._queue(device)
+            self._end_rest()
             self._on_version(head.version)
             updates = head.version * self._settings.updates_per_version
             if updates >= (self._rounds_done + 1) * len(self._devices) and not self._finishing:
@@ -323,6 +311,11 @@ class LiveFleet:
         due_at = device.session.check_in_at
         wait = 0.0 if due_at is None else due_at - time.monotonic()
         asyncio.get_running_loop().call_later(max(0.0, wait), self._make_ready, device)
+
+    def _end_rest(self) -> None:
+        rested, self._resting = self._resting, []
+        for device in rested:
+            self._queue(device)
 
     def _make_ready(self, device: VirtualDevice) -> None:
         self._ready.append(device)
@@ -400,9 +393,11 @@ class LiveFleet:
             self._end_round()
 
     async def _say_goodbye(self) -> None:
+        # What was under way on a connection that was lost is confirmed by nobody.
+        forgotten = self._tasks.copy()
         for device in self._devices:
             self._publish_status(device, online=False)
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(self._tasks - forgotten), return_exceptions=True)
 
     async def _tick_forever(self) -> None:
         """Let sessions send again what was not answered in time."""
@@ -444,6 +439,77 @@ class LiveFleet:
             )
         )
         self._begin_round()
+
+
+async def forget_earlier_run(address: BrokerAddress, fleet: str) -> None:
+    """Have a broker that is not ours drop what it keeps for the aggregator of an earlier run.
+
+    It keeps the updates that an interrupted run left; the virtual devices of the next have the same names.
+
+    Raises
+    ------
+    UnreachableError
+        When no broker answers.
+    RefusedError
+        When it refuses the aggregator.
+    """
+    await _wait_for_broker(address, lambda: None)
+    try:
+        async with aiomqtt.Client(
+            address.host,
+            address.port,
+            username=address.username,
+            password=address.password,
+            identifier=f"pfedrec-{fleet}-aggregator",
+            clean_session=True,
+            timeout=BROKER_S,
+            logger=_QUIET,
+        ):
+            return
+    except aiomqtt.MqttCodeError as error:
+        raise RefusedError(
+            f"the broker {address} refuses the aggregator: {str(error.rc).lower()}; "
+            "check the user name and password in the address"
+        ) from error
+    except aiomqtt.MqttError as error:
+        raise UnreachableError(f"what listens at {address} does not answer as an MQTT broker") from error
+
+
+async def _wait_for_broker(address: BrokerAddress, require_running: Callable[[], None]) -> None:
+    """Wait until the broker takes connections: ours is being started by the aggregator just now."""
+    deadline = time.monotonic() + BROKER_S
+    while True:
+        require_running()
+        try:
+            _, writer = await asyncio.open_connection(address.host, address.port)
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise UnreachableError(
+                    f"no broker answers at {address} ({_reason(error)}); "
+                    "start one there, or leave out --broker to run one"
+                ) from error
+            await asyncio.sleep(_POLL_S)
+        else:
+            writer.close()
+            return
+
+
+def _notice_cancellation() -> None:
+    """End a task that was cancelled within `asyncio.wait_for`.
+
+    Python 3.11 forgets a cancellation that comes together with the result, and aiomqtt may replace it by
+    an error of the connection that it closes; the task would wait for messages for ever (gh-86296).
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
+def _reason(error: OSError) -> str:
+    """Give the system's words; asyncio puts its own in their place, except for names it cannot resolve."""
+    if error.errno is None or error.errno < 0:
+        return error.strerror or str(error)
+    return os.strerror(error.errno).lower()
 
 
 def _forget_lost_connections(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from broker.protocol.versions import sha256, table_bytes
 from edge.fleet.aggregator_process import AggregatorProcess, aggregator_process
 from edge.fleet.device import VirtualDevice
 from edge.fleet.evaluator import Evaluator
-from edge.fleet.live import LiveFleet, LiveSettings
+from edge.fleet.live import LiveFleet, LiveSettings, forget_earlier_run
 from edge.fleet.progress import Progress
 from edge.fleet.runfolder import RoundReport, RunFolder
 from edge.fleet.scenario import Scenario, load_scenario
@@ -123,6 +123,8 @@ async def run_live(
         updates_per_version=options.buffer,
         concurrency=concurrency,
     )
+    if not own_broker:
+        await forget_earlier_run(address, options.fleet)
     with aggregator_process(
         directory, config, scenario.data.item_keys, dim=options.dim, seed=options.seed
     ) as aggregator:

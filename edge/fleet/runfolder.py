@@ -6,6 +6,7 @@
 
 import json
 import resource
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +16,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from broker.errors import AlreadyInitialisedError
 from broker.storage import make_directory, named_failures
@@ -67,7 +69,9 @@ class Totals:
 
 
 class RunFolder:
-    """Writes a run's files as the run goes on.
+    """Writes a run's files as the run goes on; the first when its first round is done.
+
+    So a run that comes to nothing leaves the folder as it was, and can be tried again.
 
     Raises
     ------
@@ -78,19 +82,16 @@ class RunFolder:
 
     def __init__(self, path: Path, config: Mapping[str, Any], *, overwrite: bool) -> None:
         self.path = path
-        present = [name for name in FILES if (path / name).exists()]
+        with named_failures(path):
+            present = [name for name in FILES if (path / name).exists()]
         if present and not overwrite:
             raise AlreadyInitialisedError(
                 f"{path} holds a run already ({present[0]}); choose another --out, or give --overwrite"
             )
         make_directory(path)
-        with named_failures(path):
-            for name in present:
-                (path / name).unlink()
         self._totals = Totals()
         packages = {"python": python_version()} | {name: _version(name) for name in _PACKAGES}
-        self._write_json("config.json", {**config, "packages": packages})
-        self._write_text("metrics.jsonl", "")
+        self._config = {**config, "packages": packages}
 
     def add_round(self, report: RoundReport) -> None:
         """Append one line of ``metrics.jsonl``."""
@@ -106,6 +107,8 @@ class RunFolder:
             "val": {"hr": quality.val.hr, "ndcg": quality.val.ndcg},
             "test": {"hr": quality.test.hr, "ndcg": quality.test.ndcg},
         }
+        if not self._totals.watches:
+            self._begin()
         with named_failures(self.path), (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
         totals = self._totals
@@ -115,16 +118,21 @@ class RunFolder:
         totals.traffic.bytes_down += traffic.bytes_down
         totals.traffic.device_rounds += traffic.device_rounds
 
+    def _begin(self) -> None:
+        with named_failures(self.path):
+            for name in FILES:
+                (self.path / name).unlink(missing_ok=True)
+        self._write_json("config.json", self._config)
+
     def finish(
         self, scenario: Scenario, evaluator: Evaluator, facts: Mapping[str, Any], *, save_users: bool
     ) -> dict[str, Any]:
         """Write the arrays and the summary; give the summary."""
         best = evaluator.best
-        with named_failures(self.path):
-            np.savez(self.path / "model.npz", E=best.table, item_keys=np.array(scenario.data.item_keys))
-            np.savez(self.path / "candidates.npz", val=scenario.val, test=scenario.test)
-            if save_users:
-                _save_users(self.path / "users.npz", scenario.data.user_keys, best)
+        _save_arrays(self.path / "model.npz", E=best.table, item_keys=np.array(scenario.data.item_keys))
+        _save_arrays(self.path / "candidates.npz", val=scenario.val, test=scenario.test)
+        if save_users:
+            _save_users(self.path / "users.npz", scenario.data.user_keys, best)
         summary = self._summary(scenario, evaluator, facts)
         self._write_json("summary.json", summary)
         return summary
@@ -180,6 +188,23 @@ def _version(package: str) -> str | None:
         return None
 
 
+def _save_arrays(path: Path, **arrays: NDArray[Any]) -> None:
+    """Write an ``.npz``, whole or not at all.
+
+    `numpy.savez` leaves a half one on a full disk, and its archive's finaliser complains on stderr.
+    """
+    temporary = path.with_name(f".{path.name}")
+    with named_failures(path):
+        try:
+            with zipfile.ZipFile(temporary, "w") as archive:
+                for name, array in arrays.items():
+                    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                        np.lib.format.write_array(member, array, allow_pickle=False)  # type: ignore[no-untyped-call]
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
 def _save_users(path: Path, user_keys: Sequence[str], best: Snapshot) -> None:
     lengths = [0 if result is None else result.rows.size for result in best.results]
     own_indptr = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
@@ -188,7 +213,7 @@ def _save_users(path: Path, user_keys: Sequence[str], best: Snapshot) -> None:
     for result, begin, end in zip(best.results, own_indptr[:-1], own_indptr[1:], strict=True):
         if result is not None:
             own_rows[begin:end], own_values[begin:end] = result.rows, result.values
-    np.savez(
+    _save_arrays(
         path,
         user_keys=np.array(user_keys),
         W=best.W,

@@ -25,6 +25,7 @@ from edge.fleet.runfolder import RoundReport, Stopwatch, Traffic
 from edge.fleet.scenario import Scenario
 from edge.session import Command, Fetch, PublishUpdate, Settle, Train
 from trainer.aggregation import FedAvg, FedBuff, Strategy
+from trainer.errors import ParameterError
 from trainer.params import Hyperparameters, initial_score_function, initial_table
 
 Mode = Literal["sync", "buffered"]
@@ -64,6 +65,11 @@ class Simulation:
     ----------
     on_round : callable
         Told of every round of the results.
+
+    Raises
+    ------
+    ParameterError
+        When a setting is out of its range, or no round could ever be closed.
     """
 
     def __init__(
@@ -77,6 +83,11 @@ class Simulation:
         self._evaluator = evaluator
         self._on_round = on_round
         n_users = scenario.n_users
+        if settings.mode == "buffered" and settings.buffer > n_users:
+            # A device contributes once to a version, and no deadline closes a round here.
+            raise ParameterError(
+                f"buffer is {settings.buffer}; it must be at most {n_users}, the number of users"
+            )
         rng = np.random.default_rng([settings.seed, 0])
         table = initial_table(scenario.data.n_items, settings.dim, rng)
         self._start = initial_score_function(settings.dim, rng)
