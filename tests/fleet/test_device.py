@@ -138,6 +138,7 @@ def test_pass_does_not_change_the_shared_table() -> None:
     assert device.table is table
 
 
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 def test_training_that_diverges_is_named() -> None:
     """The option to change is in the sentence."""
     scenario = a_scenario()

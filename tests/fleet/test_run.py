@@ -423,6 +423,7 @@ def test_devices_whose_connection_comes_late_take_part(
     All of them have then looked for a version in vain, and there will be no other one without them.
     """
     fleets: list[LiveFleet] = []
+    all_rested = threading.Event()
     subscribe = aiomqtt.Client.subscribe
 
     class Watched(LiveFleet):
@@ -432,7 +433,9 @@ def test_devices_whose_connection_comes_late_take_part(
 
     async def late(client: aiomqtt.Client, topics: Any, **options: Any) -> Any:
         if str(topics[0][0]).endswith("receipt"):
-            while len(fleets[0]._resting) < 20:
+            while not all_rested.is_set():
+                if len(fleets[0]._resting) == 20:
+                    all_rested.set()
                 await asyncio.sleep(0.01)
         return await subscribe(client, topics, **options)
 
