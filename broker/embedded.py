@@ -6,6 +6,7 @@ It ends with the process that started it, however that ends, so that a restart f
 import contextlib
 import ctypes
 import os
+import random
 import shutil
 import signal
 import socket
@@ -28,6 +29,10 @@ _START_TIMEOUT_S = 20.0
 _STOP_TIMEOUT_S = 10.0
 _POLL_S = 0.02
 _PR_SET_PDEATHSIG = 1
+_TCP_LISTEN = "0A"
+"""The state's code in /proc/net/tcp (Linux, include/net/tcp_states.h)."""
+_PRIVATE_PORTS = range(20_000, 32_000)
+"""Below those that the system hands to outgoing connections, which come and go by themselves."""
 _LIBC = ctypes.CDLL(None)
 
 _MOSQUITTO_CONF = """\
@@ -75,14 +80,51 @@ def choose_broker(wanted: Literal["auto", "mosquitto", "embedded"]) -> BrokerKin
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Find a TCP port that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    """Find a TCP port that nobody listens on just now.
+
+    Raises
+    ------
+    BrokerStartError
+        When there is none.
+    """
+    for port in random.SystemRandom().sample(_PRIVATE_PORTS, 200):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((host, port))
+            return port
+    raise BrokerStartError(f"no free TCP port was found on {host}")
+
+
+class OwnBroker:
+    """A running broker of our own.
+
+    Attributes
+    ----------
+    address : BrokerAddress
+        Where clients on this machine find it.
+    """
+
+    def __init__(self, address: BrokerAddress, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.address = address
+        self._process = process
+        self._log = log
+
+    def require_running(self) -> None:
+        """Notice that it has ended.
+
+        Raises
+        ------
+        BrokerStartError
+            When it has.
+        """
+        status = self._process.poll()
+        if status is not None:
+            raise BrokerStartError(
+                f"the broker at {self.address} ended with status {status}; its log is {self._log}"
+            )
 
 
 @contextmanager
-def own_broker(kind: BrokerKind, host: str, port: int, directory: Path) -> Iterator[BrokerAddress]:
+def own_broker(kind: BrokerKind, host: str, port: int, directory: Path) -> Iterator[OwnBroker]:
     """Run a broker while the block runs.
 
     Parameters
@@ -94,8 +136,7 @@ def own_broker(kind: BrokerKind, host: str, port: int, directory: Path) -> Itera
 
     Yields
     ------
-    BrokerAddress
-        Where clients on this machine find it.
+    OwnBroker
 
     Raises
     ------
@@ -118,8 +159,9 @@ def own_broker(kind: BrokerKind, host: str, port: int, directory: Path) -> Itera
             )
     try:
         address = BrokerAddress(host="127.0.0.1" if host in ("0.0.0.0", "") else host, port=port)  # noqa: S104
-        _wait_until_it_listens(process, address, log_path)
-        yield address
+        broker = OwnBroker(address, process, log_path)
+        _wait_until_it_listens(broker, process.pid)
+        yield broker
     finally:
         _end(process)
 
@@ -150,18 +192,29 @@ def _require_free(host: str, port: int) -> None:
             ) from error
 
 
-def _wait_until_it_listens(process: subprocess.Popen[bytes], address: BrokerAddress, log: Path) -> None:
+def _wait_until_it_listens(broker: OwnBroker, pid: int) -> None:
     deadline = time.monotonic() + _START_TIMEOUT_S
     while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise BrokerStartError(f"the broker ended with status {process.returncode}; its log is {log}")
-        with (
-            contextlib.suppress(OSError),
-            socket.create_connection((address.host, address.port), timeout=1.0),
-        ):
+        broker.require_running()
+        if _listens(pid, broker.address.port):
             return
         time.sleep(_POLL_S)
-    raise BrokerStartError(f"the broker did not answer within {_START_TIMEOUT_S:.0f} s; its log is {log}")
+    raise BrokerStartError(f"the broker did not listen at {broker.address} within {_START_TIMEOUT_S:.0f} s")
+
+
+def _listens(pid: int, port: int) -> bool:
+    """Tell whether the process itself listens on `port`; that somebody answers there would not tell who."""
+    process = Path(f"/proc/{pid}")
+    inodes = set()
+    for table in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError):
+            for line in (process / "net" / table).read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == _TCP_LISTEN and int(fields[1].rpartition(":")[2], 16) == port:
+                    inodes.add(f"socket:[{fields[9]}]")
+    with contextlib.suppress(OSError):
+        return any(str(handle.readlink()) in inodes for handle in (process / "fd").iterdir())
+    return False
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -173,6 +173,7 @@ class Session:
         self._last_seq = remembered.last_seq
         self._draw = draw
         self._unreadable = 0
+        self._aggregator_session: int | None = None
         self._fetching: Head | None = None
         self._gives_up_at = 0.0
         self._check_in_at: float | None = None
@@ -203,8 +204,9 @@ class Session:
         if before is None and self._check_in_at is None:
             self._check_in_at = now
         commands: list[Command] = []
-        if before is not None and head.session != before.session:
-            # It may have lost what it had not journalled.
+        heard, self._aggregator_session = self._aggregator_session, head.session
+        if heard is not None and head.session != heard:
+            # It was away, and may have lost what it had not journalled.
             commands += self._send(now)
         fetching = self._fetching
         if (

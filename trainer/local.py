@@ -73,6 +73,8 @@ class LocalResult:
         return products
 
 
+# A pass that diverges ends in values that are not finite; whoever uses them checks.
+@np.errstate(over="ignore", invalid="ignore")
 def local_pass(
     table: Floats,
     score_function: ScoreFunction,

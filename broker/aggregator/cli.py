@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -106,25 +106,25 @@ def start(directory: Path, broker: str | None, port: int | None, *, verbose: boo
     )
     stop = _stop_on_signals()
     config = load_config(directory, os.environ, broker=broker, port=port)
-    with exclusive(directory), _broker(config, directory / BROKER_NAME) as address:
+    with exclusive(directory), _broker(config, directory / BROKER_NAME) as (address, require_running):
         store = open_store(directory)
         try:
-            AggregatorService(config, store, address, say).run(stop)
+            AggregatorService(config, store, address, say).run(stop, require_running)
         finally:
             store.close()
     say("stopped")
 
 
 @contextmanager
-def _broker(config: AggregatorConfig, directory: Path) -> Iterator[BrokerAddress]:
+def _broker(config: AggregatorConfig, directory: Path) -> Iterator[tuple[BrokerAddress, Callable[[], None]]]:
     wanted = next((name for name in OWN_BROKERS if name == config.broker), None)
     if wanted is None:
-        yield BrokerAddress.parse(config.broker)
+        yield BrokerAddress.parse(config.broker), lambda: None
         return
     kind = choose_broker(wanted)
-    with own_broker(kind, config.listen, config.port, directory) as address:
-        say(f"{kind} listens on {config.listen}:{config.port}; devices use --broker {address}")
-        yield address
+    with own_broker(kind, config.listen, config.port, directory) as broker:
+        say(f"{kind} listens on {config.listen}:{config.port}; devices use --broker {broker.address}")
+        yield broker.address, broker.require_running
 
 
 def _stop_on_signals() -> threading.Event:

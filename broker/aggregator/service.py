@@ -68,11 +68,18 @@ class AggregatorService:
         self._session = 0
         self._broker_gone = False
 
-    def run(self, stop: threading.Event) -> None:
+    def run(self, stop: threading.Event, require_broker: Callable[[], None] = lambda: None) -> None:
         """Serve until `stop` is set.
+
+        Parameters
+        ----------
+        require_broker : callable
+            Called now and then; raises BrokerStartError when a broker of our own has ended.
 
         Raises
         ------
+        BrokerStartError
+            From `require_broker`.
         RefusedError
             When the broker refuses this client.
         DiskFullError, CorruptError, NotWritableError, InUseError
@@ -81,7 +88,10 @@ class AggregatorService:
         self._connection.start()
         try:
             while not stop.is_set():
-                self._work_on(self._take_batch())
+                events = self._take_batch()
+                if self._broker_gone or not events:
+                    require_broker()
+                self._work_on(events)
         finally:
             self._connection.stop()
 

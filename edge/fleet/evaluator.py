@@ -57,6 +57,7 @@ class Evaluator:
             raise RuntimeError("no round was evaluated")
         return self._best
 
+    @np.errstate(over="ignore", invalid="ignore")
     def evaluate(
         self, number: int, version: int, table: Floats, devices: Sequence[VirtualDevice], start: ScoreFunction
     ) -> RoundQuality:

@@ -8,7 +8,6 @@ fleet runs as fast as broker and aggregator take its updates, and no faster.
 
 import asyncio
 import logging
-import os
 import random
 import time
 from collections import deque
@@ -19,7 +18,7 @@ from typing import Any
 import aiomqtt
 
 from broker.address import BrokerAddress
-from broker.errors import PFedRecError, ProtocolError, RefusedError, TimedOutError, UnreachableError
+from broker.errors import PFedRecError, ProtocolError, TimedOutError
 from broker.protocol.chunks import CHUNK_BYTES, cut
 from broker.protocol.messages import Chunk, Head, Receipt, Status, decode, encode
 from broker.protocol.topics import FleetTopics, Topic
@@ -28,17 +27,22 @@ from edge.download import Download
 from edge.fleet.aggregator_process import AggregatorProcess
 from edge.fleet.device import VirtualDevice
 from edge.fleet.evaluator import Evaluator
-from edge.fleet.runfolder import RoundReport, Stopwatch, Traffic
+from edge.fleet.mqtt import (
+    QUIET,
+    forget_lost_connections,
+    notice_cancellation,
+    publish_in_order,
+    set_within,
+    wait_for_broker,
+)
+from edge.fleet.roundbook import RoundBook
+from edge.fleet.runfolder import RoundReport
 from edge.session import Command, Fetch, PublishStatus, PublishUpdate, Settle, Train
 from trainer.params import Floats, ScoreFunction
 
 _LOG = logging.getLogger(__name__)
-_QUIET = logging.getLogger(f"{__name__}.aiomqtt")
-"""aiomqtt warns of more than ten publishes under way, which here is the aim."""
-_QUIET.setLevel(logging.CRITICAL)
 
 CONNECTIONS = 4
-BROKER_S = 10.0
 FIRST_TABLE_S = 30.0
 STALLED_S = 60.0
 """Without a new version for this long the run is given up."""
@@ -89,9 +93,7 @@ class LiveFleet:
         self._settings = settings
         self._devices = devices
         self._aggregator = aggregator
-        self._evaluator = evaluator
         self._on_version = on_version
-        self._on_round = on_round
         self._topics = FleetTopics(settings.fleet)
         self._device_of = {device.name: device for device in devices}
         self._client_of: dict[str, aiomqtt.Client] = {}
@@ -106,8 +108,8 @@ class LiveFleet:
         self._newest: tuple[Head, Floats, int] | None = None
         self._instance = aggregator.instance()
         self._finishing = False
-        self._rounds_done = 0
-        self._begin_round()
+        self._book = RoundBook(evaluator, on_round)
+        self._aggregator_cpu = aggregator.cpu_seconds()
 
     @property
     def head(self) -> Head:
@@ -128,8 +130,8 @@ class LiveFleet:
         BrokerStartError
             When the aggregator ends.
         """
-        await _wait_for_broker(self._settings.address, self._aggregator.require_running)
-        asyncio.get_running_loop().set_exception_handler(_forget_lost_connections)
+        await wait_for_broker(self._settings.address, self._aggregator.require_running)
+        asyncio.get_running_loop().set_exception_handler(forget_lost_connections)
         try:
             async with asyncio.TaskGroup() as group:
                 await self._run_with(group)
@@ -165,11 +167,11 @@ class LiveFleet:
                     identifier=f"{self._settings.fleet}-fleet-{name}",
                     max_inflight_messages=1000,
                     max_concurrent_outgoing_calls=1000,
-                    logger=_QUIET,
+                    logger=QUIET,
                 ) as client:
                     await self._receive(client, lane)
             except aiomqtt.MqttError as error:
-                _notice_cancellation()
+                notice_cancellation()
                 _LOG.info("connection %s was lost: %s", name, error)
                 for device in lane:
                     self._client_of.pop(device.name, None)
@@ -185,7 +187,7 @@ class LiveFleet:
         # Brokers limit how much one SUBSCRIBE may hold.
         for start in range(0, len(filters), 100):
             await client.subscribe([(each, 1) for each in filters[start : start + 100]])
-        _notice_cancellation()
+        notice_cancellation()
         now = time.monotonic()
         for device in lane:
             self._client_of[device.name] = client
@@ -206,8 +208,10 @@ class LiveFleet:
         if address.kind == "receipt" and address.device in self._device_of:
             device = self._device_of[address.device]
             receipt = decode(payload, Receipt)
-            self._traffic.bytes_down += len(payload)
-            self._staleness_sum += receipt.staleness if receipt.verdict == "accepted" else 0
+            self._book.traffic.bytes_down += len(payload)
+            if receipt.verdict == "accepted":
+                self._book.counted += 1
+                self._book.staleness_sum += receipt.staleness
             self._carry_out(device, device.session.receipt_received(receipt, time.monotonic()))
         elif address.kind == "head":
             head = decode(payload, Head)
@@ -242,7 +246,7 @@ class LiveFleet:
             self._end_rest()
             self._on_version(head.version)
             updates = head.version * self._settings.updates_per_version
-            if updates >= (self._rounds_done + 1) * len(self._devices) and not self._finishing:
+            if updates >= (self._book.done + 1) * len(self._devices) and not self._finishing:
                 self._end_round()
 
     # -- devices -----------------------------------------------------------------------------------
@@ -252,15 +256,15 @@ class LiveFleet:
             if isinstance(command, Train):
                 began = time.perf_counter()
                 device.train(command)
-                self._watch.train += time.perf_counter() - began
+                self._book.watch.train += time.perf_counter() - began
                 self._carry_out(device, device.session.training_done(command, time.monotonic()))
             elif isinstance(command, PublishUpdate):
                 self._publish_update(device)
             elif isinstance(command, Fetch):
                 head, table, size = self._newest or self._no_table()
                 device.hold(head, table)
-                self._traffic.bytes_down += size
-                self._traffic.device_rounds += 1
+                self._book.traffic.bytes_down += size
+                self._book.traffic.device_rounds += 1
                 self._carry_out(device, device.session.table_ready(head, time.monotonic()))
             elif isinstance(command, Settle):
                 device.settle()
@@ -276,7 +280,7 @@ class LiveFleet:
         if device.outbox is None:
             raise RuntimeError("the session publishes an update that was not made")
         payload = encode(device.outbox)
-        self._traffic.bytes_up += len(payload)
+        self._book.traffic.bytes_up += len(payload)
         topic = self._topics.update(device.name)
         if len(payload) <= CHUNK_BYTES:
             self._publish(device, topic, [payload])
@@ -299,7 +303,7 @@ class LiveFleet:
     ) -> None:
         client = self._client_of.get(device.name)
         if client is not None:
-            self._spawn(_publish_in_order(client, topic, payloads, retain=retain))
+            self._spawn(publish_in_order(client, topic, payloads, retain=retain))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -330,7 +334,7 @@ class LiveFleet:
         self._carry_out(device, commands)
         if device.updates_made > made_before:
             self._waiting += 1
-            self._traffic.updates += 1
+            self._book.traffic.updates += 1
         elif device.outbox is None:
             self._resting.append(device)
 
@@ -344,7 +348,7 @@ class LiveFleet:
                 raise TimedOutError(
                     f"no table of fleet {self._settings.fleet} arrived within {FIRST_TABLE_S:.0f} s"
                 )
-            await _set_within(self._table_arrived, _POLL_S)
+            await set_within(self._table_arrived, _POLL_S)
 
     async def _train_until_done(self) -> None:
         seen, deadline = -1, 0.0
@@ -358,7 +362,7 @@ class LiveFleet:
                 # Let messages in between two passes.
                 await asyncio.sleep(0)
             else:
-                await _set_within(self._wake, _POLL_S)
+                await set_within(self._wake, _POLL_S)
                 self._aggregator.require_running()
 
     async def _come_to_rest(self) -> None:
@@ -389,7 +393,7 @@ class LiveFleet:
             if behind and now > deadline:
                 raise TimedOutError(f"{len(behind)} devices did not come back within {STALLED_S:.0f} s")
             await asyncio.sleep(_POLL_S if behind else 0.0)
-        if self._traffic.updates:
+        if self._book.traffic.updates:
             self._end_round()
 
     async def _say_goodbye(self) -> None:
@@ -408,131 +412,8 @@ class LiveFleet:
                 if device.outbox is not None:
                     self._carry_out(device, device.session.tick(now))
 
-    # -- rounds of the results ---------------------------------------------------------------------
-
-    def _begin_round(self) -> None:
-        self._watch = Stopwatch()
-        self._traffic = Traffic()
-        self._staleness_sum = 0
-        self._round_began = time.perf_counter()
-        self._aggregator_cpu = self._aggregator.cpu_seconds()
-
     def _end_round(self) -> None:
         head, table, _ = self._newest or self._no_table()
-        self._rounds_done += 1
-        self._watch.aggregate = self._aggregator.cpu_seconds() - self._aggregator_cpu
-        began = time.perf_counter()
-        quality = self._evaluator.evaluate(
-            self._rounds_done, head.version, table, self._devices, ScoreFunction(w=head.w, b=head.b)
-        )
-        ended = time.perf_counter()
-        self._watch.evaluate = ended - began
-        self._watch.total = ended - self._round_began
-        self._on_round(
-            RoundReport(
-                number=self._rounds_done,
-                version=head.version,
-                quality=quality,
-                watch=self._watch,
-                traffic=self._traffic,
-                staleness_mean=self._staleness_sum / max(1, self._traffic.updates),
-            )
-        )
-        self._begin_round()
-
-
-async def forget_earlier_run(address: BrokerAddress, fleet: str) -> None:
-    """Have a broker that is not ours drop what it keeps for the aggregator of an earlier run.
-
-    It keeps the updates that an interrupted run left; the virtual devices of the next have the same names.
-
-    Raises
-    ------
-    UnreachableError
-        When no broker answers.
-    RefusedError
-        When it refuses the aggregator.
-    """
-    await _wait_for_broker(address, lambda: None)
-    try:
-        async with aiomqtt.Client(
-            address.host,
-            address.port,
-            username=address.username,
-            password=address.password,
-            identifier=f"pfedrec-{fleet}-aggregator",
-            clean_session=True,
-            timeout=BROKER_S,
-            logger=_QUIET,
-        ):
-            return
-    except aiomqtt.MqttCodeError as error:
-        raise RefusedError(
-            f"the broker {address} refuses the aggregator: {str(error.rc).lower()}; "
-            "check the user name and password in the address"
-        ) from error
-    except aiomqtt.MqttError as error:
-        raise UnreachableError(f"what listens at {address} does not answer as an MQTT broker") from error
-
-
-async def _wait_for_broker(address: BrokerAddress, require_running: Callable[[], None]) -> None:
-    """Wait until the broker takes connections: ours is being started by the aggregator just now."""
-    deadline = time.monotonic() + BROKER_S
-    while True:
-        require_running()
-        try:
-            _, writer = await asyncio.open_connection(address.host, address.port)
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise UnreachableError(
-                    f"no broker answers at {address} ({_reason(error)}); "
-                    "start one there, or leave out --broker to run one"
-                ) from error
-            await asyncio.sleep(_POLL_S)
-        else:
-            writer.close()
-            return
-
-
-def _notice_cancellation() -> None:
-    """End a task that was cancelled within `asyncio.wait_for`.
-
-    Python 3.11 forgets a cancellation that comes together with the result, and aiomqtt may replace it by
-    an error of the connection that it closes; the task would wait for messages for ever (gh-86296).
-    """
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
-
-
-def _reason(error: OSError) -> str:
-    """Give the system's words; asyncio puts its own in their place, except for names it cannot resolve."""
-    if error.errno is None or error.errno < 0:
-        return error.strerror or str(error)
-    return os.strerror(error.errno).lower()
-
-
-def _forget_lost_connections(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Keep aiomqtt's futures of a lost connection, which nobody waits for, from being reported."""
-    if not isinstance(context.get("exception"), aiomqtt.MqttError):
-        loop.default_exception_handler(context)
-
-
-async def _publish_in_order(
-    client: aiomqtt.Client, topic: Topic, payloads: list[bytes], *, retain: bool
-) -> None:
-    try:
-        for payload in payloads:
-            await client.publish(topic, payload, qos=1, retain=retain)
-    except aiomqtt.MqttError:
-        return  # The connection's own task notices, and the session sends again once it is back.
-
-
-async def _set_within(event: asyncio.Event, timeout_s: float) -> None:
-    """Wait for an event that others set, at most `timeout_s` seconds, and clear it."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            await event.wait()
-    except TimeoutError:
-        return
-    event.clear()
+        cpu_before, self._aggregator_cpu = self._aggregator_cpu, self._aggregator.cpu_seconds()
+        self._book.watch.aggregate = self._aggregator_cpu - cpu_before
+        self._book.end(head.version, table, self._devices, ScoreFunction(w=head.w, b=head.b))

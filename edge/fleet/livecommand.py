@@ -13,7 +13,8 @@ from broker.protocol.versions import sha256, table_bytes
 from edge.fleet.aggregator_process import AggregatorProcess, aggregator_process
 from edge.fleet.device import VirtualDevice
 from edge.fleet.evaluator import Evaluator
-from edge.fleet.live import LiveFleet, LiveSettings, forget_earlier_run
+from edge.fleet.live import LiveFleet, LiveSettings
+from edge.fleet.mqtt import forget_earlier_run
 from edge.fleet.progress import Progress
 from edge.fleet.runfolder import RoundReport, RunFolder
 from edge.fleet.scenario import Scenario, load_scenario

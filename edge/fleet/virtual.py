@@ -21,7 +21,8 @@ from broker.aggregator.publication import Publication
 from broker.protocol.messages import Head, Plan, Receipt, encode, update_size
 from edge.fleet.device import VirtualDevice
 from edge.fleet.evaluator import Evaluator
-from edge.fleet.runfolder import RoundReport, Stopwatch, Traffic
+from edge.fleet.roundbook import RoundBook
+from edge.fleet.runfolder import RoundReport
 from edge.fleet.scenario import Scenario
 from edge.session import Command, Fetch, PublishUpdate, Settle, Train
 from trainer.aggregation import FedAvg, FedBuff, Strategy
@@ -80,8 +81,6 @@ class Simulation:
         on_round: Callable[[RoundReport], None],
     ) -> None:
         self._settings = settings
-        self._evaluator = evaluator
-        self._on_round = on_round
         n_users = scenario.n_users
         if settings.mode == "buffered" and settings.buffer > n_users:
             # A device contributes once to a version, and no deadline closes a round here.
@@ -111,12 +110,11 @@ class Simulation:
         self._publication = Publication(scenario.data.item_keys, plan, self._start)
         self._head, self._download_bytes = self._published()
         self._receipt_bytes: int | None = None
+        self._book = RoundBook(evaluator, on_round)
         self._queue: list[_Appointment] = []
         self._appointments = 0
         self._now = 0.0
-        self._rounds_done = 0
         self._counted = 0
-        self._begin_round()
 
     def run(self) -> None:
         """Simulate all rounds."""
@@ -128,7 +126,7 @@ class Simulation:
             self._run_buffered()
 
     def _run_sync(self) -> None:
-        while self._rounds_done < self._settings.rounds:
+        while self._book.done < self._settings.rounds:
             self._now += 1.0
             head = self._head
             for device in self._devices:
@@ -137,7 +135,7 @@ class Simulation:
     def _run_buffered(self) -> None:
         for device in self._devices:
             self._appoint(self._rng.uniform(0.0, CHECK_IN_S), device, None)
-        while self._rounds_done < self._settings.rounds:
+        while self._book.done < self._settings.rounds:
             appointment = heapq.heappop(self._queue)
             self._now, device = appointment.at, appointment.device
             if appointment.train is not None:
@@ -165,8 +163,8 @@ class Simulation:
                 self._deliver(device)
             elif isinstance(command, Fetch):
                 device.hold(command.head, self._core.table)
-                self._traffic.bytes_down += self._download_bytes
-                self._traffic.device_rounds += 1
+                self._book.traffic.bytes_down += self._download_bytes
+                self._book.traffic.device_rounds += 1
                 self._carry_out(device, device.session.table_ready(command.head, self._now))
             elif isinstance(command, Settle):
                 device.settle()
@@ -174,34 +172,35 @@ class Simulation:
     def _train(self, device: VirtualDevice, command: Train) -> None:
         began = time.perf_counter()
         device.train(command)
-        self._watch.train += time.perf_counter() - began
+        self._book.watch.train += time.perf_counter() - began
         self._carry_out(device, device.session.training_done(command, self._now))
 
     def _deliver(self, device: VirtualDevice) -> None:
         update = device.outbox
         if update is None:
             raise RuntimeError("the session publishes an update that was not made")
-        self._traffic.bytes_up += update_size(update)
-        self._traffic.updates += 1
+        self._book.traffic.bytes_up += update_size(update)
+        self._book.traffic.updates += 1
         began = time.perf_counter()
         # There is no journal here that would need the encoded update.
         commands = self._core.update_received(device.name, update, b"", self._now)
-        self._watch.aggregate += time.perf_counter() - began
+        self._book.watch.aggregate += time.perf_counter() - began
         self._answer(commands)
 
     def _answer(self, commands: list[ServerCommand]) -> None:
         for command in commands:
             if isinstance(command, ReplyReceipt):
-                self._traffic.bytes_down += self._bytes_of(command.receipt)
+                self._book.traffic.bytes_down += self._bytes_of(command.receipt)
                 device = self._device_of[command.device]
                 self._carry_out(device, device.session.receipt_received(command.receipt, self._now))
             elif isinstance(command, CloseRound):
                 self._counted += command.round.updates
-                self._staleness_sum += command.round.staleness_sum
-                self._counted_in_round += command.round.updates
+                self._book.staleness_sum += command.round.staleness_sum
+                self._book.counted += command.round.updates
                 self._head, self._download_bytes = self._published()
-                if self._counted >= (self._rounds_done + 1) * len(self._devices):
-                    self._end_round()
+                if self._counted >= (self._book.done + 1) * len(self._devices):
+                    core = self._core
+                    self._book.end(core.version, core.table, self._devices, self._start)
 
     def _bytes_of(self, receipt: Receipt) -> int:
         # Receipts differ by a few bytes at most; one is measured for all.
@@ -212,35 +211,6 @@ class Simulation:
     def _published(self) -> tuple[Head, int]:
         head, chunks = self._publication.of(self._core, session=1)
         return head, len(encode(head)) + sum(len(encode(chunk)) for chunk in chunks)
-
-    def _begin_round(self) -> None:
-        self._watch = Stopwatch()
-        self._traffic = Traffic()
-        self._staleness_sum = 0
-        self._counted_in_round = 0
-        self._round_began = time.perf_counter()
-
-    def _end_round(self) -> None:
-        self._rounds_done += 1
-        began = time.perf_counter()
-        core = self._core
-        quality = self._evaluator.evaluate(
-            self._rounds_done, core.version, core.table, self._devices, self._start
-        )
-        ended = time.perf_counter()
-        self._watch.evaluate = ended - began
-        self._watch.total = ended - self._round_began
-        self._on_round(
-            RoundReport(
-                number=self._rounds_done,
-                version=core.version,
-                quality=quality,
-                watch=self._watch,
-                traffic=self._traffic,
-                staleness_mean=self._staleness_sum / self._counted_in_round,
-            )
-        )
-        self._begin_round()
 
 
 def _plan(settings: SimulationSettings, *, check_in_s: float) -> Plan:

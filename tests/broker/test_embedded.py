@@ -40,7 +40,8 @@ def test_own_broker_serves_and_frees_its_port(kind: BrokerKind, tmp_path: Path) 
     require(kind)
     port = free_port()
     for _ in range(2):
-        with own_broker(kind, HOST, port, tmp_path / "broker") as address:
+        with own_broker(kind, HOST, port, tmp_path / "broker") as running:
+            address = running.address
             assert address == BrokerAddress(host=HOST, port=port)
             assert is_alive(address)
 
@@ -53,7 +54,8 @@ def test_broker_for_all_interfaces_is_reached_on_this_machine(kind: BrokerKind, 
     """0.0.0.0 is no address to connect to."""
     require(kind)
 
-    with own_broker(kind, "0.0.0.0", free_port(), tmp_path) as address:  # noqa: S104 - what is tested
+    with own_broker(kind, "0.0.0.0", free_port(), tmp_path) as running:  # noqa: S104 - what is tested
+        address = running.address
         assert address.host == "127.0.0.1"
         assert is_alive(address)
 
@@ -63,7 +65,8 @@ def test_mosquitto_works_in_a_folder_with_a_space(tmp_path: Path) -> None:
     """Its configuration file has no quotes."""
     require("mosquitto")
 
-    with own_broker("mosquitto", HOST, free_port(), tmp_path / "my broker") as address:
+    with own_broker("mosquitto", HOST, free_port(), tmp_path / "my broker") as running:
+        address = running.address
         assert is_alive(address)
 
 
@@ -112,7 +115,8 @@ def test_broker_ends_with_a_parent_that_is_killed(kind: BrokerKind, tmp_path: Pa
         wait_for_end(handle)
         os.close(handle)
 
-    with own_broker(kind, HOST, port, tmp_path) as address:
+    with own_broker(kind, HOST, port, tmp_path) as running:
+        address = running.address
         assert is_alive(address)
 
 
@@ -229,7 +233,7 @@ def test_broker_that_never_answers_is_ended(
     monkeypatch.setattr(embedded, "_STOP_TIMEOUT_S", 0.3)
 
     with (
-        pytest.raises(BrokerStartError, match="did not answer within"),
+        pytest.raises(BrokerStartError, match="did not listen at .* within"),
         own_broker("mosquitto", HOST, free_port(), tmp_path / "broker"),
     ):
         pytest.fail("it did not answer")

@@ -221,11 +221,19 @@ def test_head_of_same_aggregator_session_sends_nothing() -> None:
 
 
 def test_first_head_of_a_connection_sends_nothing_twice() -> None:
-    """Connecting has just sent it, whatever session the aggregator is in by now."""
+    """Connecting has sent it already, and the aggregator was there all the time."""
     session = waiting()
     session.lost()
     assert PublishUpdate(1) in session.connected(NOW + 1)
-    assert PublishUpdate(1) not in session.head_received(a_head(session=2), NOW + 1)
+    assert PublishUpdate(1) not in session.head_received(a_head(), NOW + 1)
+
+
+def test_aggregator_that_comes_back_after_the_broker_is_sent_the_update_again() -> None:
+    """The broker was new, and nobody had subscribed when the device connected to it."""
+    session = waiting()
+    session.lost()
+    assert PublishUpdate(1) in session.connected(NOW + 1)
+    assert PublishUpdate(1) in session.head_received(a_head(session=2), NOW + 1)
 
 
 def test_training_done_offline_sends_when_the_link_is_back() -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from broker.exit_codes import ExitCode
-from edge.fleet import live
+from edge.fleet import mqtt
 from edge.fleet.cli import cli as commands
 from tests.broker.test_storage import as_an_ordinary_user
 from tests.brokers import HOST, PATIENCE_S, ScriptedBroker
@@ -492,7 +492,7 @@ def test_broker_that_does_not_answer_is_a_sentence_and_writes_nothing(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once one runs, the same call can be made again; no aggregator is started."""
-    monkeypatch.setattr(live, "BROKER_S", 0.2)
+    monkeypatch.setattr(mqtt, "BROKER_S", 0.2)
     with socket.socket() as taken:
         taken.bind((HOST, 0))  # nobody listens, and nobody else can
         address = f"mqtt://{HOST}:{taken.getsockname()[1]}"
@@ -510,7 +510,7 @@ def test_broker_whose_name_is_unknown_is_a_sentence(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With what the resolver says, in words."""
-    monkeypatch.setattr(live, "BROKER_S", 0.0)
+    monkeypatch.setattr(mqtt, "BROKER_S", 0.0)
 
     found = call("run", "--data", "synthetic", "--broker", "mqtt://no.invalid", "--out", tmp_path / "out")
 
@@ -534,7 +534,7 @@ def test_other_service_at_the_brokers_address_is_a_sentence(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It takes the connection and says nothing that MQTT knows."""
-    monkeypatch.setattr(live, "BROKER_S", 0.2)
+    monkeypatch.setattr(mqtt, "BROKER_S", 0.2)
     with socket.create_server((HOST, 0)) as listener:
         address = f"mqtt://{HOST}:{listener.getsockname()[1]}"
         found = call("run", "--data", "synthetic", "--broker", address, "--out", tmp_path / "out")

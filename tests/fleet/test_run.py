@@ -349,7 +349,6 @@ def test_aggregator_that_is_killed_ends_the_run_with_a_sentence(
     assert_nothing_is_left(home)
 
 
-@pytest.mark.xfail(reason="edge-aggregator does not notice that its own broker has ended", strict=True)
 def test_own_broker_that_is_killed_is_started_again_or_named(
     call: Call, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -368,7 +367,6 @@ def test_own_broker_that_is_killed_is_started_again_or_named(
     assert found.code in (ExitCode.OK, ExitCode.BROKER_START)
 
 
-@pytest.mark.xfail(reason="own_broker takes whoever answers at the port for its own child", strict=True)
 def test_port_that_is_taken_at_the_last_moment_is_named(
     tmp_path: Path, mosquitto: RunningBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
