@@ -5,6 +5,7 @@ exit code, and knows no command.
 """
 
 import json
+import math
 import os
 import re
 import sys
@@ -41,7 +42,8 @@ def run(command: click.Command, prog: str) -> NoReturn:
         outcome = command.main(prog_name=prog, standalone_mode=False)
         # Without standalone mode click returns the code of --help and the like.
         code = outcome if isinstance(outcome, int) else ExitCode.OK
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it may have been closed by the caller
+            sys.stdout.flush()
     except click.exceptions.Abort:
         code = _say(prog, "stopped by Ctrl-C", ExitCode.INTERRUPTED)
     except click.ClickException as error:
@@ -68,7 +70,9 @@ def _say(prog: str, sentence: str, code: ExitCode) -> ExitCode:
 def _say_missing(prog: str, error: ModuleNotFoundError) -> ExitCode:
     module = (error.name or "").split(".")[0]
     if module in _EXTRA_OF_MODULE:
-        missing = MissingExtraError(_EXTRA_OF_MODULE[module], module)
+        # The fleet's extra includes the aggregator's.
+        extra = "fleet" if prog == "edge-fleet" else _EXTRA_OF_MODULE[module]
+        missing = MissingExtraError(extra, module)
         return _say(prog, str(missing), exit_code_of(missing))
     return _say_unknown(prog, error)
 
@@ -88,9 +92,18 @@ def _say_unknown(prog: str, error: Exception) -> ExitCode:
 
 
 class Duration(click.ParamType[float]):
-    """A time span: ``500ms``, ``30s``, ``5m``, ``2h``, ``7d``, or a number of seconds."""
+    """A time span: ``500ms``, ``30s``, ``5m``, ``2h``, ``7d``, or a number of seconds.
+
+    Parameters
+    ----------
+    least_s, most_s : float
+        Its bounds in seconds.
+    """
 
     name = "duration"
+
+    def __init__(self, least_s: float = 0.0, most_s: float = math.inf) -> None:
+        self._least_s, self._most_s = least_s, most_s
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Give seconds."""
@@ -99,7 +112,10 @@ class Duration(click.ParamType[float]):
         match = _DURATION.fullmatch(str(value).strip())
         if match is None:
             self.fail(f"{value!r} is no time span; write for example 500ms, 30s, 5m or 2h", param, ctx)
-        return float(match[1]) * _SECONDS_OF_UNIT[match[2] or "s"]
+        seconds = float(match[1]) * _SECONDS_OF_UNIT[match[2] or "s"]
+        if not self._least_s <= seconds <= self._most_s:
+            self.fail(f"{value!r} is not between {self._least_s:g} s and {self._most_s:g} s", param, ctx)
+        return seconds
 
 
 class Identifier(click.ParamType[str]):

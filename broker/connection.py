@@ -16,6 +16,7 @@ What paho needs help with:
 import logging
 import queue
 import random
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
@@ -38,6 +39,8 @@ _MAX_IN_FLIGHT = 1_000
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 60.0
 _SHORTEST_WAIT_S = 0.05
+_HELD_S = 10.0
+"""A connection that held so long begins the waits anew; two clients of one id end each other's sooner."""
 _PASSING_REFUSAL: Final = "Server unavailable"
 """The one CONNACK refusal (MQTT 3.1.1, table 3.1) that trying again can cure."""
 
@@ -135,6 +138,9 @@ class Connection:
         self._sink = sink
         self._last_will = last_will
         self._number = 0
+        self._client_id = client_id
+        self._connected_at = 0.0
+        self._answered = False
         self._waits = jittered_waits(random.SystemRandom().uniform)
         self._client = paho.Client(
             CallbackAPIVersion.VERSION2,
@@ -163,9 +169,9 @@ class Connection:
         self._client.loop_stop()
         self.connected = False
 
-    def subscribe(self, filters: list[Filter]) -> None:
-        """Subscribe at QoS 1."""
-        self._client.subscribe([(str(each), 1) for each in filters])
+    def subscribe(self, filters: list[Filter], *, qos: int = 1) -> None:
+        """Subscribe; QoS 0 for what is retained and asked for anew, so that no broker queues it meanwhile."""
+        self._client.subscribe([(str(each), qos) for each in filters])
 
     def unsubscribe(self, filters: list[Filter]) -> None:
         """End subscriptions."""
@@ -195,6 +201,7 @@ class Connection:
 
     def _on_pre_connect(self, client: paho.Client, _userdata: Any) -> None:
         self._number += 1
+        self._answered = False
         if self._last_will is not None:
             topic, payload = self._last_will(self._number)
             client.will_set(topic, payload, qos=1, retain=True)
@@ -207,9 +214,10 @@ class Connection:
         code: ReasonCode,
         _properties: Any,
     ) -> None:
+        self._answered = True
         if not code.is_failure:
             self.connected = True
-            self._waits = jittered_waits(random.SystemRandom().uniform)
+            self._connected_at = time.monotonic()
             self._put(Connected(self._number))
         elif str(code) == _PASSING_REFUSAL:
             self._wait_longer(client)
@@ -230,9 +238,15 @@ class Connection:
         _properties: Any,
     ) -> None:
         was_connected, self.connected = self.connected, False
+        held = was_connected and time.monotonic() - self._connected_at >= _HELD_S
+        if held:
+            self._waits = jittered_waits(random.SystemRandom().uniform)
         self._wait_longer(client)
         if was_connected and code.is_failure:
-            self._put(Lost(f"the connection to {self.address} was lost"))
+            hint = "" if held else f"; perhaps another client has the id {self._client_id}"
+            self._put(Lost(f"the connection to {self.address} was lost{hint}"))
+        elif not self._answered:
+            self._put(Lost(f"what listens at {self.address} does not answer as an MQTT broker"))
 
     def _on_message(self, _client: paho.Client, _userdata: Any, message: paho.MQTTMessage) -> None:
         self._put(Received(message.topic, bytes(message.payload), message.mid, message.qos, self._number))

@@ -41,6 +41,8 @@ allow_anonymous true
 # Started as root it would become another user, who may not write here; anyone else it leaves as he is.
 user root
 persistence true
+# A device that never comes back is forgotten; one that comes back later is told everything anew.
+persistent_client_expiration 14d
 persistence_location {directory}/
 autosave_interval 60
 # Without this a subscriber to many retained topics gets only the first thousand.

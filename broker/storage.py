@@ -111,6 +111,18 @@ def require_initialised(path: Path, marker: str, command: str) -> None:
         raise NotInitialisedError(f"{path} has no {marker}; set the directory up with: {command}")
 
 
+def require_database(path: Path) -> None:
+    """Check that a directory that was set up still has its database.
+
+    Raises
+    ------
+    CorruptError
+        When it is missing or empty.
+    """
+    if not path.is_file() or path.stat().st_size == 0:
+        raise CorruptError(f"{path} is missing or empty; restore it from a backup or init a new directory")
+
+
 def _lock(handle: int, path: Path) -> None:
     # A few tries, as `is_in_use` holds the lock for a moment.
     for wait_s in (0.01, 0.05, 0.1, 0.0):

@@ -225,14 +225,15 @@ class Agent:
                     # The broker's session outlives ours, with the filters of a download that was cut off.
                     self._connection.unsubscribe(all_filters(self._topics))
                     head, receipt = self._topics.head, self._topics.receipt(self._config.device_id)
-                    self._connection.subscribe([Filter(head), Filter(receipt)])
+                    self._connection.subscribe([Filter(head)], qos=0)
+                    self._connection.subscribe([Filter(receipt)])
                 case PublishStatus():
                     status = self._status(online=True)
                     self._publish(self._topics.status(self._config.device_id), status, retain=True)
                 case Fetch(head, catalogue):
                     self._end_download()
                     self._download = Download(head, catalogue=catalogue)
-                    self._connection.subscribe(self._download.filters(self._topics))
+                    self._connection.subscribe(self._download.filters(self._topics), qos=0)
                 case Train():
                     self._train(command)
                 case PublishUpdate(seq):

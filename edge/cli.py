@@ -23,7 +23,7 @@ _DIRECTORY = click.option(
     "--dir",
     "directory",
     required=True,
-    type=click.Path(path_type=Path, file_okay=False),
+    type=click.Path(path_type=Path, file_okay=False, readable=False),
     help="The device's directory.",
 )
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -67,7 +67,7 @@ def init(directory: Path, **settings: Any) -> None:
 @cli.command()
 @_DIRECTORY
 @click.option("--broker", help="mqtt://HOST:PORT  [default: as configured]")
-@click.option("--seed", type=int, help="Of all random draws.  [default: drawn]")
+@click.option("--seed", type=click.IntRange(0), help="Of all random draws.  [default: drawn]")
 @click.option("--verbose", is_flag=True, help="Log more.")
 def start(directory: Path, broker: str | None, seed: int | None, *, verbose: bool) -> None:
     """Train, and take part in the fleet's rounds, until SIGTERM or Ctrl-C.
@@ -105,7 +105,9 @@ def start(directory: Path, broker: str | None, seed: int | None, *, verbose: boo
 @_DIRECTORY
 @click.argument("items", nargs=-1)
 @click.option("--at", help="When: seconds since 1970 or ISO 8601.  [default: now]")
-@click.option("--file", "file", type=click.Path(path_type=Path), help="Lines of ITEM or ITEM,TIME.")
+@click.option(
+    "--file", "file", type=click.Path(path_type=Path, readable=False), help="Lines of ITEM or ITEM,TIME."
+)
 def record(directory: Path, items: tuple[str, ...], at: str | None, file: Path | None) -> None:
     """Record what the user interacted with; works while `start` runs, and offline.
 

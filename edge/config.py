@@ -11,7 +11,13 @@ from broker.address import BrokerAddress
 from broker.configfile import option
 from broker.errors import AlreadyInitialisedError
 from broker.protocol.topics import checked_id
-from broker.storage import make_directory, require_initialised, write_atomically
+from broker.storage import (
+    exclusive,
+    make_directory,
+    require_database,
+    require_initialised,
+    write_atomically,
+)
 from edge.store import DeviceStore
 from trainer.errors import ParameterError
 
@@ -69,15 +75,16 @@ def initialise(path: Path, config: DeviceConfig) -> None:
             "or choose another directory"
         )
     make_directory(path)
-    for left_over in path.glob(f"{DATABASE_NAME}*"):
-        left_over.unlink()
-    store = DeviceStore(path / DATABASE_NAME)
-    try:
-        store.set_facts(incarnation=secrets.randbits(53), connection=0)
-    finally:
-        store.close()
-    # It may hold the broker's password.
-    write_atomically(path / CONFIG_NAME, configfile.to_toml(config).encode(), mode=0o600)
+    with exclusive(path):
+        for left_over in path.glob(f"{DATABASE_NAME}*"):
+            left_over.unlink()
+        store = DeviceStore(path / DATABASE_NAME)
+        try:
+            store.set_facts(incarnation=secrets.randbits(53), connection=0)
+        finally:
+            store.close()
+        # It may hold the broker's password.
+        write_atomically(path / CONFIG_NAME, configfile.to_toml(config).encode(), mode=0o600)
 
 
 def load_config(path: Path, environment: Mapping[str, str], **flags: object) -> DeviceConfig:
@@ -99,7 +106,7 @@ def open_store(path: Path) -> DeviceStore:
     NotInitialisedError, NewerVersionError, CorruptError, DiskFullError, InUseError, NotWritableError
     """
     _require(path, CONFIG_NAME)
-    _require(path, DATABASE_NAME)
+    require_database(path / DATABASE_NAME)
     return DeviceStore(path / DATABASE_NAME)
 
 

@@ -52,7 +52,7 @@ def parse_events(content: bytes, source: str, now: float) -> list[tuple[str, flo
         if not line.strip():
             continue
         try:
-            fields = [field.strip() for field in next(csv.reader([line]))]
+            fields = [field.strip() for field in next(csv.reader([line], strict=True))]
         except csv.Error as error:
             raise DataFormatError(source, number, str(error)) from error
         if not events and fields[0].lower() in _HEADERS:

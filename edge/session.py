@@ -129,8 +129,8 @@ class Remembered:
         Drawn when the store was made.
     instance, version : int or None
         Of the table on the device.
-    catalogue_sha256 : bytes or None
-        Of the catalogue on the device.
+    table_sha256, catalogue_sha256 : bytes or None
+        Of the table and the catalogue on the device.
     last_seq : int
         Newest update number used.
     outbox_seq : int or None
@@ -140,6 +140,7 @@ class Remembered:
     incarnation: int
     instance: int | None = None
     version: int | None = None
+    table_sha256: bytes | None = None
     catalogue_sha256: bytes | None = None
     last_seq: int = 0
     outbox_seq: int | None = None
@@ -169,6 +170,7 @@ class Session:
         """Why the device trains or does not, for people."""
         self._incarnation = remembered.incarnation
         self._instance = remembered.instance
+        self._table_sha256 = remembered.table_sha256
         self._catalogue = remembered.catalogue_sha256
         self._last_seq = remembered.last_seq
         self._draw = draw
@@ -181,6 +183,7 @@ class Session:
         self._n_known = 0
         self._revision = remembered.progress.trained_revision
         self._check_in_s: float | None = None
+        self._planned_check_in_s: float | None = None
 
     # -- events ------------------------------------------------------------------------------------
 
@@ -201,6 +204,10 @@ class Session:
     def head_received(self, head: Head, now: float) -> list[Command]:
         """The aggregator's newest version is known."""
         before, self.head = self.head, head
+        planned, self._planned_check_in_s = self._planned_check_in_s, head.plan.check_in_s
+        if planned is not None and planned != head.plan.check_in_s:
+            self._check_in_s = None
+            self._schedule_check_in(now)
         if before is None and self._check_in_at is None:
             self._check_in_at = now
         commands: list[Command] = []
@@ -229,7 +236,8 @@ class Session:
         self.progress = self.progress.with_table(
             head.version, same_aggregator=head.instance == self._instance
         )
-        self._instance, self.version, self._catalogue = head.instance, head.version, head.catalogue_sha256
+        self._instance, self.version, self._table_sha256 = head.instance, head.version, head.sha256
+        self._catalogue = head.catalogue_sha256
         return self.tick(now)
 
     def table_failed(self, now: float) -> list[Command]:
@@ -315,7 +323,10 @@ class Session:
             self._fetching = None
 
     def _is_other(self, head: Head) -> bool:
-        return head.version != self.version or head.instance != self._instance
+        if (head.version, head.instance) != (self.version, self._instance):
+            return True
+        # A server that was set back may give a number a second time; the hash tells.
+        return self._table_sha256 is not None and head.sha256 != self._table_sha256
 
     def _fetch(self, head: Head, now: float) -> list[Command]:
         self._move("fetch")

@@ -154,6 +154,7 @@ class DeviceStore:
             incarnation=int(facts["incarnation"]),
             instance=None if model is None else model.instance,
             version=None if model is None else model.version,
+            table_sha256=None if model is None else model.sha256,
             catalogue_sha256=None if model is None else model.catalogue_sha256,
             last_seq=int(facts.get("seq", 0)),
             outbox_seq=outbox[0][0] if outbox else None,

@@ -201,7 +201,7 @@ def _interactions(records: list[_Record], source: str, min_interactions: int) ->
     if not kept:
         raise DataTooSmallError(
             f"{source}: none of its {len(by_user)} users has {min_interactions} interactions or more; "
-            "give a larger file or a lower --min-interactions"
+            "give a larger file"
         )
     used = {item for times in kept.values() for item in times}
     row_of: dict[str, int] = {}

@@ -55,7 +55,7 @@ def _separator(lines: list[str]) -> str | None:
 def _first_field(line: str, separator: str | None, source: str, number: int) -> str:
     if separator == "," and '"' in line:
         try:
-            return next(csv.reader([line]))[0].strip()
+            return next(csv.reader([line], strict=True))[0].strip()
         except csv.Error as error:
             raise DataFormatError(source, number, str(error)) from error
     return (line.split(separator, 1)[0] if separator else line).strip()

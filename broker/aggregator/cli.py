@@ -25,7 +25,7 @@ _DIRECTORY = click.option(
     "--dir",
     "directory",
     required=True,
-    type=click.Path(path_type=Path, file_okay=False),
+    type=click.Path(path_type=Path, file_okay=False, readable=False),
     help="The aggregator's directory.",
 )
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -49,7 +49,7 @@ def cli() -> None:
 @click.option(
     "--items",
     required=True,
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     help="One item key a line, or the first column of a CSV or u.item file.",
 )
 @click.option(
@@ -106,10 +106,11 @@ def start(directory: Path, broker: str | None, port: int | None, *, verbose: boo
     )
     stop = _stop_on_signals()
     config = load_config(directory, os.environ, broker=broker, port=port)
-    with exclusive(directory), _broker(config, directory / BROKER_NAME) as (address, require_running):
+    with exclusive(directory):
         store = open_store(directory)
         try:
-            AggregatorService(config, store, address, say).run(stop, require_running)
+            with _broker(config, directory / BROKER_NAME) as (address, require_running):
+                AggregatorService(config, store, address, say).run(stop, require_running)
         finally:
             store.close()
     say("stopped")

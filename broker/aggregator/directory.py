@@ -13,7 +13,14 @@ from broker.aggregator.store.interface import Genesis
 from broker.aggregator.store.sqlite import SqliteStore
 from broker.errors import AlreadyInitialisedError
 from broker.protocol.messages import MAX_ITEMS_IN_CATALOGUE
-from broker.storage import make_directory, read_file, require_initialised, write_atomically
+from broker.storage import (
+    exclusive,
+    make_directory,
+    read_file,
+    require_database,
+    require_initialised,
+    write_atomically,
+)
 from trainer.errors import ParameterError
 from trainer.params import initial_score_function, initial_table
 
@@ -57,18 +64,21 @@ def initialise(
             "or choose another directory"
         )
     make_directory(path)
-    for left_over in path.glob(f"{DATABASE_NAME}*"):
-        left_over.unlink()
-    store = SqliteStore(path / DATABASE_NAME)
-    try:
-        instance = secrets.randbits(53)
-        store.initialise(
-            Genesis(instance=instance, item_keys=item_keys, table=table, start=start, created_at=created_at)
-        )
-    finally:
-        store.close()
-    # It may come to hold the broker's password.
-    write_atomically(path / CONFIG_NAME, configfile.to_toml(config).encode(), mode=0o600)
+    with exclusive(path):
+        for left_over in path.glob(f"{DATABASE_NAME}*"):
+            left_over.unlink()
+        store = SqliteStore(path / DATABASE_NAME)
+        try:
+            instance = secrets.randbits(53)
+            store.initialise(
+                Genesis(
+                    instance=instance, item_keys=item_keys, table=table, start=start, created_at=created_at
+                )
+            )
+        finally:
+            store.close()
+        # It may come to hold the broker's password.
+        write_atomically(path / CONFIG_NAME, configfile.to_toml(config).encode(), mode=0o600)
     return len(item_keys)
 
 
@@ -91,5 +101,5 @@ def open_store(path: Path) -> SqliteStore:
     NotInitialisedError, NewerVersionError, CorruptError, DiskFullError, InUseError, NotWritableError
     """
     require_initialised(path, CONFIG_NAME, f"edge-aggregator init --dir {path} --fleet NAME --items FILE")
-    require_initialised(path, DATABASE_NAME, f"edge-aggregator init --dir {path} --fleet NAME --items FILE")
+    require_database(path / DATABASE_NAME)
     return SqliteStore(path / DATABASE_NAME)

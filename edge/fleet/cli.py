@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from broker.commandline import Identifier, echo_facts, echo_json, run, say
+from broker.commandline import Duration, Identifier, echo_facts, echo_json, run, say
 from trainer.params import MAX_DIM
 
 _DATA = click.option(
@@ -53,7 +53,7 @@ _ITEM_LR = click.option(
     help="Learning rate of item rows.  [default: the preset's]",
 )
 _SEED = click.option(
-    "--seed", default=0, show_default=True, type=click.IntRange(0), help="Of all random draws."
+    "--seed", default=0, show_default=True, type=click.IntRange(0, 2**53 - 1), help="Of all random draws."
 )
 _SAVE_USERS = click.option("--save-users", is_flag=True, help="Write users.npz, too.")
 _OUT = click.option(
@@ -180,7 +180,7 @@ def simulate(
     "deadline_s",
     default=2.0,
     show_default=True,
-    type=click.FloatRange(0.01, 30.0),
+    type=Duration(0.01, 30.0),
     help="Seconds; closes a round too.",
 )
 @click.option("--concurrency", type=click.IntRange(1), help="Devices at work at once.  [default: 2 x buffer]")

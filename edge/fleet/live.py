@@ -18,7 +18,7 @@ from typing import Any
 import aiomqtt
 
 from broker.address import BrokerAddress
-from broker.errors import PFedRecError, ProtocolError, TimedOutError
+from broker.errors import PFedRecError, ProtocolError, TimedOutError, UnreachableError
 from broker.protocol.chunks import CHUNK_BYTES, cut
 from broker.protocol.messages import Chunk, Head, Receipt, Status, decode, encode
 from broker.protocol.topics import FleetTopics, Topic
@@ -59,14 +59,11 @@ class LiveSettings:
     ----------
     versions : int
         Versions after which no further pass is made.
-    updates_per_version : int
-        The aggregator's buffer; with the number of devices it tells when a round of the results ends.
     """
 
     fleet: str
     address: BrokerAddress
     versions: int
-    updates_per_version: int
     concurrency: int
 
 
@@ -245,8 +242,7 @@ class LiveFleet:
         if before != head.version:
             self._end_rest()
             self._on_version(head.version)
-            updates = head.version * self._settings.updates_per_version
-            if updates >= (self._book.done + 1) * len(self._devices) and not self._finishing:
+            if self._book.counted >= len(self._devices) and not self._finishing:
                 self._end_round()
 
     # -- devices -----------------------------------------------------------------------------------
@@ -356,6 +352,8 @@ class LiveFleet:
             if self.head.version != seen:
                 seen, deadline = self.head.version, time.monotonic() + STALLED_S
             elif time.monotonic() > deadline:
+                if not self._client_of:
+                    raise UnreachableError(f"the broker at {self._settings.address} has gone and is not back")
                 raise TimedOutError(f"no version after {seen} within {STALLED_S:.0f} s")
             if self._ready and self._waiting < self._settings.concurrency:
                 self._check_in(self._ready.popleft())

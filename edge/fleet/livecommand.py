@@ -97,8 +97,13 @@ async def run_live(
         item_lr=options.item_lr or paper_hyperparameters(scenario.data.n_items).item_lr,
     )
     concurrency = min(options.concurrency or 2 * options.buffer, scenario.n_users)
+    address = (
+        BrokerAddress(host="127.0.0.1", port=port) if own_broker else BrokerAddress.parse(options.broker)
+    )
     facts = {
         **asdict(options),
+        # Printed, an address hides its password.
+        "broker": options.broker if own_broker else str(address),
         "mode": "buffered",
         "data_sha256": scenario.sha256,
         "concurrency": concurrency,
@@ -114,14 +119,10 @@ async def run_live(
         folder.add_round(report)
         quality = f"HR@10 {report.quality.test.hr:.3f}"
 
-    address = (
-        BrokerAddress(host="127.0.0.1", port=port) if own_broker else BrokerAddress.parse(options.broker)
-    )
     settings = LiveSettings(
         fleet=options.fleet,
         address=address,
         versions=options.versions,
-        updates_per_version=options.buffer,
         concurrency=concurrency,
     )
     if not own_broker:

@@ -94,7 +94,7 @@ def _system_words(error: OSError) -> str:
 
 def forget_lost_connections(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Keep aiomqtt's futures of a lost connection, which nobody waits for, from being reported."""
-    if not isinstance(context.get("exception"), aiomqtt.MqttError):
+    if not isinstance(context.get("exception"), aiomqtt.MqttError | OSError):
         loop.default_exception_handler(context)
 
 

@@ -34,16 +34,18 @@ class Progress:
         self._stream = stream or sys.stderr
         self._clock = clock
         self._began = clock()
+        self._finished_at = -1
         self._is_terminal = self._stream.isatty()
         self._next_at = self._began if self._is_terminal else self._began + _PLAIN_EVERY_S
 
     def update(self, done: int, note: str = "") -> None:
         """Show that `done` steps are done; `note` is a short fact beside it."""
         now = self._clock()
-        if now < self._next_at and done < self._total:
-            return
-        self._next_at = now + (_BAR_EVERY_S if self._is_terminal else _PLAIN_EVERY_S)
         done = min(done, self._total)
+        if (now < self._next_at and done < self._total) or done == self._finished_at:
+            return
+        self._finished_at = self._total if done == self._total else -1
+        self._next_at = now + (_BAR_EVERY_S if self._is_terminal else _PLAIN_EVERY_S)
         left = (now - self._began) / max(1, done) * (self._total - done)
         text = f"{done}/{self._total} {self._what}, {left:.0f} s left{', ' * bool(note)}{note}"
         if self._is_terminal:

@@ -233,7 +233,7 @@ def test_broker_that_never_answers_is_ended(
     monkeypatch.setattr(embedded, "_STOP_TIMEOUT_S", 0.3)
 
     with (
-        pytest.raises(BrokerStartError, match="did not listen at .* within"),
+        pytest.raises(BrokerStartError, match=r"did not listen at .* within"),
         own_broker("mosquitto", HOST, free_port(), tmp_path / "broker"),
     ):
         pytest.fail("it did not answer")

@@ -164,7 +164,7 @@ def test_directory_that_was_not_set_up_says_how(use: Callable[[Path], Outcome], 
 def test_directory_without_its_database_says_so(use: Callable[[Path], Outcome], directory: Path) -> None:
     """A new one would be another device."""
     (directory / DATABASE_NAME).unlink()
-    assert_refused(use(directory), ExitCode.NOT_INITIALISED, f"has no {DATABASE_NAME}")
+    assert_refused(use(directory), ExitCode.CORRUPT, f"{DATABASE_NAME} is missing or empty")
     assert not (directory / DATABASE_NAME).exists()
 
 
@@ -649,11 +649,11 @@ def test_start_in_a_directory_in_use_is_refused(call: Call, directory: Path) -> 
 
 @pytest.mark.usefixtures("own_signals")
 def test_start_with_a_database_that_was_emptied_is_refused(call: Call, directory: Path) -> None:
-    """Without its number it would be another device."""
+    """Without its number it would be another device; nothing is written into it."""
     (directory / DATABASE_NAME).write_bytes(b"")
     found = call("start", "--dir", directory)
     assert found.code == ExitCode.CORRUPT
-    assert "the device's own number is missing" in found.err
+    assert "is missing or empty" in found.err
 
 
 # -- as a process ----------------------------------------------------------------------------------

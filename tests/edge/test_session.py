@@ -1,6 +1,7 @@
 """The device's decisions: every event in every activity, and the promises that span several."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -734,3 +735,24 @@ def test_session_in_any_order_of_events_keeps_its_promises(happenings: list[tupl
         owner.take(owner.session.tick(owner.now))
     wake_at = owner.session.wake_at
     assert wake_at is None or wake_at > owner.now
+
+
+def test_changed_plan_moves_the_next_check_in() -> None:
+    """An operator's new interval reaches a device that waits by the old one."""
+    session = waiting()
+    session.receipt_received(a_receipt(1, check_in_s=3600.0), NOW)
+    session.head_received(a_head(plan=a_plan(check_in_s=10.0)), NOW + 1)
+    assert session.check_in_at is not None
+    assert session.check_in_at <= NOW + 1 + 15.0
+
+
+def test_other_table_of_the_same_version_is_fetched() -> None:
+    """A server that was set back gives a number a second time."""
+    session = a_session()
+    session.connected(NOW)
+    session.head_received(a_head(3), NOW)
+    session.table_ready(a_head(3), NOW)
+    assert session.check_in_at is not None
+    other = replace(a_head(3), sha256=b"x" * 32)
+    session.head_received(other, NOW)
+    assert fetched(session.tick(session.check_in_at + 1)) == (other, False)

@@ -102,6 +102,7 @@ def test_remembered_is_what_a_session_must_know(store: DeviceStore) -> None:
         incarnation=INCARNATION,
         instance=INSTANCE,
         version=old_database.VERSION,
+        table_sha256=head.sha256,
         catalogue_sha256=head.catalogue_sha256,
         last_seq=2,
         outbox_seq=2,

@@ -385,7 +385,7 @@ def test_option_of_simulate_out_of_range(
         (("--versions", 0), ("--versions", "0")),
         (("--devices", 0), ("--devices", "0")),
         (("--concurrency", 0), ("--concurrency", "0")),
-        (("--deadline", 0), ("--deadline", "0")),
+        (("--deadline", 0), ("--deadline", "0.01")),
         (("--deadline", 31), ("--deadline", "31")),
         (("--deadline", "nan"), ("nan",)),
         (("--port", 70_000), ("--port", "70000")),

@@ -227,6 +227,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--items", default=60, type=int, help="In the catalogue (default 60).")
     parser.add_argument("--keep", action="store_true", help="Keep directories and logs of good runs, too.")
     parser.add_argument("--sweep", action="store_true", help="Kill at every step of a script instead.")
+    parser.add_argument(
+        "--first", default=1, type=int, help="Of the sweep: the step to begin with (default 1)."
+    )
     parser.add_argument("--stride", default=1, type=int, help="Of the sweep: only every so manieth step.")
     parser.add_argument("--jobs", default=2, type=int, help="Of the sweep: fleets at a time (default 2).")
     return parser.parse_args()
@@ -240,7 +243,14 @@ def main() -> int:
     holds = True
     if arguments.sweep:
         for scene in sweep.SCENES:
-            result = sweep.sweep(work, scene, arguments.broker, stride=arguments.stride, jobs=arguments.jobs)
+            result = sweep.sweep(
+                work,
+                scene,
+                arguments.broker,
+                first=arguments.first,
+                stride=arguments.stride,
+                jobs=arguments.jobs,
+            )
             sys.stdout.write(f"{result}\n")
             sys.stdout.flush()
             holds &= result.holds

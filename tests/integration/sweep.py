@@ -95,6 +95,7 @@ class Sweep:
 
     scene: Scene
     kind: BrokerKind
+    stride: int
     kills: Sequence[Kill]
 
     @property
@@ -106,7 +107,8 @@ class Sweep:
         reached = [kill for kill in self.kills if kill.step]
         names = Counter(kill.step for kill in reached)
         verdict = "FAIL" if not self.holds else "PASS"
-        lines = [f"{verdict}  {self.scene}, {self.kind}: {len(reached)} fleets, a kill in each"]
+        some = f" at one step of {self.stride}" if self.stride > 1 else ""
+        lines = [f"{verdict}  {self.scene}, {self.kind}: {len(reached)} fleets, a kill in each{some}"]
         lines.append("        " + ", ".join(f"{name} {count}" for name, count in sorted(names.items())))
         for kill in self.kills:
             lines += [f"  step {kill.number}, {kill.step}: {finding}" for finding in kill.broken]
@@ -141,7 +143,7 @@ def sweep(
             kills += pool.map(lambda n: _play(template, work, scene, kind, n), numbers)
             number += jobs * stride
     shutil.rmtree(template.path)
-    return Sweep(scene, kind, kills)
+    return Sweep(scene, kind, stride, kills)
 
 
 def _play(template: Directories, work: Path, scene: Scene, kind: BrokerKind, number: int) -> Kill:

@@ -433,7 +433,7 @@ def test_lost_database_is_named(shop: Path, call: Call) -> None:
     """It is not replaced by an empty one."""
     (shop / DATABASE_NAME).unlink()
 
-    assert call("status", "--dir", shop).code == ExitCode.NOT_INITIALISED
+    assert call("status", "--dir", shop).code == ExitCode.CORRUPT
     assert not (shop / DATABASE_NAME).exists()
 
 

@@ -21,7 +21,7 @@ from broker.errors import (
     NotInitialisedError,
     NotWritableError,
 )
-from trainer.errors import DataFormatError, ParameterError, PFedRecError
+from trainer.errors import DataFormatError, ParameterError
 from trainer.params import initial_score_function, initial_table
 
 CONFIG = AggregatorConfig(fleet="shop", buffer=5)
@@ -52,7 +52,7 @@ def test_new_directory_has_the_configuration_and_version_zero(tmp_path: Path, it
 
     assert make(path, items) == 3
 
-    assert sorted(file.name for file in path.iterdir()) == [CONFIG_NAME, DATABASE_NAME]
+    assert sorted(file.name for file in path.iterdir()) == [CONFIG_NAME, "lock", DATABASE_NAME]
     assert load_config(path, {}) == CONFIG
     store = open_store(path)
     try:
@@ -198,7 +198,7 @@ def test_directory_without_its_database_is_not_opened(tmp_path: Path, items: Pat
     make(path, items)
     (path / DATABASE_NAME).unlink()
 
-    with pytest.raises(NotInitialisedError, match=DATABASE_NAME):
+    with pytest.raises(CorruptError, match=DATABASE_NAME):
         open_store(path)
 
     assert not (path / DATABASE_NAME).exists()
@@ -209,10 +209,8 @@ def test_directory_with_an_emptied_database_is_corrupt(tmp_path: Path, items: Pa
     path = tmp_path / "shop"
     make(path, items)
     (path / DATABASE_NAME).write_bytes(b"")
-    store = open_store(path)
-    try:
-        with pytest.raises(CorruptError) as caught:
-            store.start()
-        assert isinstance(caught.value, PFedRecError)
-    finally:
-        store.close()
+
+    with pytest.raises(CorruptError, match="missing or empty"):
+        open_store(path)
+
+    assert (path / DATABASE_NAME).read_bytes() == b""
