@@ -252,14 +252,15 @@ class Agent:
             raise RuntimeError("the session wants a pass without a table or interactions")
         head = model.head
         before = self._personal or Personal.beginning(head.w, head.b)
-        result = local_pass(
-            model.table,
-            before.score_function,
-            self._positives,
-            sampler,
-            head.plan.hyperparameters,
-            self._rng,
-        )
+        with np.errstate(over="ignore", invalid="ignore"):  # a pass that diverges is forgotten below
+            result = local_pass(
+                model.table,
+                before.score_function,
+                self._positives,
+                sampler,
+                head.plan.hyperparameters,
+                self._rng,
+            )
         personal = Personal.of(result)
         update: tuple[int, bytes] | None = None
         try:

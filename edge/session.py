@@ -273,7 +273,7 @@ class Session:
         self._unreadable = 0
         self._check_in_s = receipt.check_in_s
         self._schedule_check_in(now)
-        return [settled, *self.tick(now)]
+        return [settled]
 
     def tick(self, now: float) -> list[Command]:
         """Time has passed: do what is due."""

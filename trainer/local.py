@@ -73,8 +73,6 @@ class LocalResult:
         return products
 
 
-# A pass that diverges ends in values that are not finite; whoever uses them checks.
-@np.errstate(over="ignore", invalid="ignore")
 def local_pass(
     table: Floats,
     score_function: ScoreFunction,
@@ -84,6 +82,8 @@ def local_pass(
     rng: np.random.Generator,
 ) -> LocalResult:
     """Train one pass over a user's positives, each with fresh negatives. No argument is changed.
+
+    A pass that diverges ends in values that are not finite (and numpy warns of them unless told not to).
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ def local_pass(
     """
     if positives.size == 0:
         raise ParameterError("a local pass needs at least one interaction")
-    if int(positives.min()) < 0 or int(positives.max()) >= len(table):
+    if np.minimum.reduce(positives) < 0 or np.maximum.reduce(positives) >= len(table):
         raise ParameterError(f"positives must be rows of the table, 0..{len(table) - 1}")
     if sampler.n_items > len(table):
         raise ParameterError(f"the sampler draws from {sampler.n_items} items; the table has {len(table)}")
@@ -166,10 +166,12 @@ def _by_batch_and_row(
 ) -> tuple[Floats, Floats]:
     """Count samples, and negatives minus positives, for each batch and row; shapes (n_batches, n_rows)."""
     n_batches = -(-position.size // batch_size)
-    cell = np.arange(position.size)
-    cell //= batch_size
-    cell *= n_rows
-    cell += position
+    cell = position
+    if n_batches > 1:
+        cell = np.arange(position.size)
+        cell //= batch_size
+        cell *= n_rows
+        cell += position
     shape = (n_batches, n_rows)
     samples = np.bincount(cell, minlength=n_batches * n_rows)
     positives = np.bincount(cell[is_positive], minlength=n_batches * n_rows)

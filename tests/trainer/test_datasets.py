@@ -196,8 +196,6 @@ def test_minimum_is_never_below_three() -> None:
 def test_too_few_interactions_names_the_file_and_the_way_out() -> None:
     """The message gives the file, the numbers and what to do."""
     with pytest.raises(DataTooSmallError, match=r"ratings\.dat: none of its 2 users has 3 .*give a larger"):
-        DataTooSmallError, match=r"ratings\.dat: none of its 2 users has 3 .*give a larger file"
-    ):
         _read("u,a\nu,b\nv,a\n")
 
 

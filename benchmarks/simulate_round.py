@@ -1,0 +1,73 @@
+"""What the whole system costs beside the bare mathematics: seconds a synchronous round, on one core.
+
+    OPENBLAS_NUM_THREADS=1 taskset -c 0 python benchmarks/simulate_round.py RATINGS [ROUNDS]
+
+*bare* is a plain loop over the local passes, FedAvg and the evaluation; *simulate* is ``edge-fleet simulate``:
+the same with every device's session, every update encoded, checked and answered by the aggregator's core.
+"""
+
+import sys
+import time
+from statistics import median
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edge.fleet.evaluator import Evaluator
+from edge.fleet.scenario import Scenario, load_scenario
+from edge.fleet.virtual import Simulation, SimulationSettings
+from trainer.evaluation import Population, sampled_metrics
+from trainer.local import local_pass
+from trainer.params import initial_score_function, initial_table, paper_hyperparameters
+
+if TYPE_CHECKING:
+    from edge.fleet.runfolder import RoundReport
+
+
+def bare(scenario: Scenario, rounds: int) -> list[float]:
+    """Time rounds of the plain loop, in seconds."""
+    rng = np.random.default_rng(0)
+    hyperparameters = paper_hyperparameters(scenario.data.n_items)
+    table = initial_table(scenario.data.n_items, 32, rng)
+    functions = [initial_score_function(32, rng)] * scenario.n_users
+    samplers = [scenario.sampler(user) for user in range(scenario.n_users)]
+    seconds = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        total = np.zeros_like(table)
+        results = []
+        for user, positives in enumerate(scenario.split.train):
+            result = local_pass(table, functions[user], positives, samplers[user], hyperparameters, rng)
+            total[result.rows] += result.change
+            results.append(result)
+        functions = [result.score_function for result in results]
+        table = table + total / np.float32(scenario.n_users)
+        population = Population(
+            W=np.stack([function.w for function in functions]),
+            b=np.array([function.b for function in functions], dtype=np.float32),
+            own=results,
+        )
+        sampled_metrics(table, population, (scenario.val, scenario.test), own=True)
+        seconds.append(time.perf_counter() - began)
+    return seconds
+
+
+def simulated(scenario: Scenario, rounds: int) -> list[float]:
+    """Time rounds of the simulation, in seconds."""
+    reports: list[RoundReport] = []
+    settings = SimulationSettings(hyperparameters=paper_hyperparameters(scenario.data.n_items), rounds=rounds)
+    Simulation(scenario, settings, Evaluator(scenario), reports.append).run()
+    return [report.watch.total for report in reports]
+
+
+def main() -> None:
+    """Measure both in turn, and print medians and their ratio."""
+    rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 20
+    scenario = load_scenario(sys.argv[1], "published", seed=0)
+    first, second, third = (bare(scenario, rounds), simulated(scenario, rounds), bare(scenario, rounds))
+    base, whole = median(first + third), median(second)
+    print(f"bare {base:.3f} s, simulate {whole:.3f} s a round: ratio {whole / base:.2f}")
+
+
+if __name__ == "__main__":
+    main()
