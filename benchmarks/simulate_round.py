@@ -2,8 +2,8 @@
 
     OPENBLAS_NUM_THREADS=1 taskset -c 0 python benchmarks/simulate_round.py RATINGS [ROUNDS]
 
-*bare* is a plain loop over the local passes, FedAvg and the evaluation; *simulate* is ``edge-fleet simulate``:
-the same with every device's session, every update encoded, checked and answered by the aggregator's core.
+*bare* is the loop over the local passes, FedAvg and the evaluation; *simulate* is ``edge-fleet simulate``,
+the same with every device's session, every update encoded, checked and answered by the core.
 """
 
 import sys
