@@ -4,6 +4,7 @@ Only the ``cli.py`` files import this. It owns the way from an error to a senten
 exit code, and knows no command.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -56,10 +57,19 @@ def run(command: click.Command, prog: str) -> NoReturn:
     except (BrokenPipeError, SystemExit):
         # Whoever read our output has gone (as in `... | head`), of which click makes SystemExit(1) even
         # without standalone mode. There is nobody left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_output()
     except Exception as error:  # noqa: BLE001 - the last resort of a program: a sentence, not a traceback
         code = _say_unknown(prog, error)
+        if isinstance(error, OSError):
+            _give_up_output()
     sys.exit(code)
+
+
+def _give_up_output() -> None:
+    """Let what could not be written go, so that the interpreter does not try again as it ends."""
+    if sys.stdout is not None:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(prog: str, sentence: str, code: ExitCode) -> ExitCode:
