@@ -1,11 +1,15 @@
 """Fixtures that more than one folder of tests needs."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.brokers import KINDS, RunningBroker
+
+# A shell starts background jobs with Ctrl-C ignored, and children inherit that; the tests of Ctrl-C need it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 every_kind = [pytest.param(kind, marks=pytest.mark.mqtt) for kind in KINDS]
 
