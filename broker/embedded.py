@@ -165,7 +165,7 @@ def own_broker(kind: BrokerKind, host: str, port: int, directory: Path) -> Itera
         _wait_until_it_listens(broker, process.pid)
         yield broker
     finally:
-        _end(process)
+        end_process(process, _STOP_TIMEOUT_S)
 
 
 def _command(kind: BrokerKind, host: str, port: int, directory: Path) -> list[str]:
@@ -219,10 +219,11 @@ def _listens(pid: int, port: int) -> bool:
     return False
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def end_process(process: subprocess.Popen[bytes], timeout_s: float) -> None:
+    """End a child with SIGTERM, and with SIGKILL if it is still there after `timeout_s` seconds."""
     process.terminate()
     try:
-        process.wait(_STOP_TIMEOUT_S)
+        process.wait(timeout_s)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

@@ -12,7 +12,7 @@ from broker.aggregator.config import AggregatorConfig
 from broker.aggregator.directory import initialise, open_store
 from broker.aggregator.store.interface import Ledger
 from broker.configfile import ENVIRONMENT_PREFIX
-from broker.embedded import end_with_parent
+from broker.embedded import end_process, end_with_parent
 from broker.errors import BrokerStartError
 from edge.fleet.device import ID_PREFIX
 
@@ -75,12 +75,7 @@ class AggregatorProcess:
 
     def stop(self) -> None:
         """End it as an operator would, with SIGTERM."""
-        self._process.terminate()
-        try:
-            self._process.wait(_STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        end_process(self._process, _STOP_TIMEOUT_S)
 
 
 @contextmanager
