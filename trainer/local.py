@@ -14,18 +14,19 @@ b, ``g·e_i`` for w and ``g·w`` for e_i. Two things make a pass cheap:
   before plus ``C·W``, C of shape (n_rows, k), W the k score vectors. The rows themselves are renewed
   only when the pass ends, or k has grown to the order of the width.
 
-Everything is float32. ``2·sigmoid(z) = tanh(z/2) + 1`` cannot overflow.
+Everything is float32. ``2·sigmoid(z) = tanh(z/2) + 1`` cannot overflow; so a pass works with z/2, w/2
+and b/2 throughout.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from trainer.errors import ParameterError
 from trainer.params import Floats, Hyperparameters, Rows, ScoreFunction
 from trainer.sampling import NegativeSampler
 
+_HALF = np.float32(0.5)
 _MAX_PENDING = 16
 """Batches after which the rows are renewed: looking back costs k products, renewing one of the width."""
 
@@ -98,6 +99,63 @@ def local_pass(
         When there is no positive, or one is no row of the table, or `sampler` or `score_function` was
         made for another table.
     """
+    _require_fit(table, score_function, positives, sampler)
+    n_samples = (1 + hyperparameters.negatives) * positives.size
+    batch_size = hyperparameters.batch_size
+    n_batches = -(-n_samples // batch_size)
+    negatives = sampler.draw(n_samples - positives.size, rng)
+    rows, samples, two_g_bias = _in_batches(positives, negatives, len(table), batch_size, rng)
+    coefficients = np.empty((n_batches, rows.size), dtype=np.float32)
+    half_vectors = np.empty((n_batches, table.shape[1]), dtype=np.float32)
+    values: Floats = table.take(rows, axis=0)
+    renewed = 0
+    half_w, half_b = score_function.w * _HALF, 0.5 * score_function.b
+    half_z = np.dot(values, half_w)
+    half_z += half_b
+    for batch in range(n_batches):
+        half_mean = 0.5 / min(batch_size, n_samples - batch * batch_size)
+        if batch - renewed == _MAX_PENDING:
+            values = values + np.dot(coefficients[renewed:batch].T, half_vectors[renewed:batch])
+            renewed = batch
+        C, W = coefficients[renewed:batch], half_vectors[renewed:batch]
+        two_g = np.tanh(half_z)
+        two_g *= samples[batch]
+        two_g += two_g_bias[batch]
+        half_step = 0.5 * hyperparameters.lr * half_mean
+        gradient = np.dot(two_g, values)
+        if batch > renewed:
+            gradient += np.dot(np.dot(C, two_g), W)
+        gradient *= half_step
+        half_w = half_w - gradient
+        half_b -= half_step * float(np.add.reduce(two_g))
+        half_z = np.dot(values, half_w)
+        if batch > renewed:
+            half_z += np.dot(np.dot(W, half_w), C)
+        half_z += half_b
+        np.tanh(half_z, out=two_g)
+        two_g *= samples[batch]
+        two_g += two_g_bias[batch]
+        two_g *= -2.0 * hyperparameters.item_lr * half_mean
+        coefficients[batch], half_vectors[batch] = two_g, half_w
+        # The rows move along w, so the logits of the next forward are these and a multiple of w·w.
+        two_g *= float(np.dot(half_w, half_w))
+        half_z += two_g
+    if n_batches > table.shape[1]:
+        # More factors than columns: the change itself is the smaller form.
+        coefficients = np.dot(half_vectors.T, coefficients)
+        half_vectors = np.eye(table.shape[1], dtype=np.float32)
+    return LocalResult(
+        score_function=ScoreFunction(w=half_w + half_w, b=2.0 * half_b),
+        rows=rows,
+        table=table,
+        coefficients=coefficients,
+        vectors=half_vectors,
+    )
+
+
+def _require_fit(
+    table: Floats, score_function: ScoreFunction, positives: Rows, sampler: NegativeSampler
+) -> None:
     if positives.size == 0:
         raise ParameterError("a local pass needs at least one interaction")
     if np.minimum.reduce(positives) < 0 or np.maximum.reduce(positives) >= len(table):
@@ -108,86 +166,35 @@ def local_pass(
         raise ParameterError(
             f"w has shape {score_function.w.shape}; the rows of the table have {table.shape[1:]}"
         )
-    n_positives = positives.size
-    items = np.concatenate((positives, sampler.draw(hyperparameters.negatives * n_positives, rng)))
-    order = rng.permutation(items.size)
-    rows, position = _touched(items, len(table))
-    position = position[order]
-    n_samples, two_g_bias = _by_batch_and_row(
-        position, order < n_positives, hyperparameters.batch_size, rows.size
-    )
-    n_batches = len(n_samples)
-    coefficients = np.empty((n_batches, rows.size), dtype=np.float32)
-    vectors = np.empty((n_batches, table.shape[1]), dtype=np.float32)
-    before: Floats = table.take(rows, axis=0)
-    values, renewed = before, 0
-    w, b = score_function.w, score_function.b
-    half_z = _half_logits(values, coefficients[:0], vectors[:0], w, b)
-    for batch in range(n_batches):
-        size = min(hyperparameters.batch_size, items.size - batch * hyperparameters.batch_size)
-        half_mean = 0.5 / size
-        if batch - renewed == _MAX_PENDING:
-            values = values + np.dot(coefficients[renewed:batch].T, vectors[renewed:batch])
-            renewed = batch
-        C, W = coefficients[renewed:batch], vectors[renewed:batch]
-        two_g = np.tanh(half_z)
-        two_g *= n_samples[batch]
-        two_g += two_g_bias[batch]
-        step = np.float32(hyperparameters.lr * half_mean)
-        gradient = np.dot(two_g, values)
-        if len(C):
-            gradient += np.dot(np.dot(C, two_g), W)
-        b -= float(step) * float(np.add.reduce(two_g))
-        w = w - step * gradient
-        half_z = _half_logits(values, C, W, w, b)
-        np.tanh(half_z, out=two_g)
-        two_g *= n_samples[batch]
-        two_g += two_g_bias[batch]
-        two_g *= np.float32(-hyperparameters.item_lr * half_mean)
-        coefficients[batch], vectors[batch] = two_g, w
-        # The rows move along w, so the logits of the next forward are these and a multiple of w·w.
-        two_g *= np.float32(0.5) * np.dot(w, w)
-        half_z += two_g
-    if n_batches > table.shape[1]:
-        # More factors than columns: the change itself is the smaller form.
-        coefficients = np.dot(vectors.T, coefficients)
-        vectors = np.eye(table.shape[1], dtype=np.float32)
-    return LocalResult(
-        score_function=ScoreFunction(w=w, b=b),
-        rows=rows,
-        table=table,
-        coefficients=coefficients,
-        vectors=vectors,
-    )
 
 
-def _by_batch_and_row(
-    position: Rows, is_positive: NDArray[np.bool_], batch_size: int, n_rows: int
-) -> tuple[Floats, Floats]:
-    """Count samples, and negatives minus positives, for each batch and row; shapes (n_batches, n_rows)."""
-    n_batches = -(-position.size // batch_size)
-    cell = position
+def _in_batches(
+    positives: Rows, negatives: Rows, n_items: int, batch_size: int, rng: np.random.Generator
+) -> tuple[Rows, Floats, Floats]:
+    """Shuffle the samples into batches.
+
+    Returns
+    -------
+    rows : ndarray, shape (n_rows,), int64
+        The distinct items, ascending.
+    samples, two_g_bias : ndarray, shape (n_batches, n_rows), float32
+        The number of samples of each batch and row, and that of negatives less that of positives.
+    """
+    items = np.concatenate((positives, negatives))
+    rows, cell = _touched(items, n_items)
+    n_batches = -(-items.size // batch_size)
     if n_batches > 1:
-        cell = np.arange(position.size)
-        cell //= batch_size
-        cell *= n_rows
-        cell += position
-    shape = (n_batches, n_rows)
-    samples = np.bincount(cell, minlength=n_batches * n_rows)
-    positives = np.bincount(cell[is_positive], minlength=n_batches * n_rows)
-    positives *= -2
-    positives += samples
-    return samples.reshape(shape).astype(np.float32), positives.reshape(shape).astype(np.float32)
-
-
-def _half_logits(values: Floats, C: Floats, W: Floats, w: Floats, b: float) -> Floats:
-    """Give ``z/2`` of the rows ``values + C.T·W``; shape (n_rows,)."""
-    half_w = w * np.float32(0.5)
-    half_z: Floats = np.dot(values, half_w)
-    if len(C):
-        half_z += np.dot(np.dot(W, half_w), C)
-    half_z += np.float32(0.5 * b)
-    return half_z
+        # A sample's batch is its place after shuffling, over the size. Cells are numbered batch by batch.
+        batch = rng.permutation(items.size)
+        batch //= batch_size
+        batch *= rows.size
+        cell += batch
+    shape = (n_batches, rows.size)
+    samples = np.bincount(cell, minlength=n_batches * rows.size)
+    bias = np.bincount(cell[: positives.size], minlength=samples.size)
+    bias *= -2
+    bias += samples
+    return rows, samples.reshape(shape).astype(np.float32), bias.reshape(shape).astype(np.float32)
 
 
 def _touched(items: Rows, n_items: int) -> tuple[Rows, Rows]:

@@ -56,7 +56,7 @@ class NegativeSampler:
         nth: Rows = rng.integers(0, self.n_items - self.gaps.size, count)
         if self.n_items <= _LISTED_PER_DRAW * count:
             # Listing the allowed items is cheaper than that many searches; the answer is the same.
-            allowed = np.ones(self.n_items, dtype=np.bool_)
-            allowed[self.gaps + np.arange(self.gaps.size)] = False
-            return allowed.nonzero()[0].take(nth)
+            excluded = np.zeros(self.n_items, dtype=np.bool_)
+            excluded[self.gaps + np.arange(self.gaps.size)] = True
+            return (~excluded).nonzero()[0].take(nth)
         return nth + self.gaps.searchsorted(nth, side="right")

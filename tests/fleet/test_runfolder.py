@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 
 from broker.errors import AlreadyInitialisedError, DiskFullError, NotWritableError
 from edge.fleet import runfolder
+from edge.fleet.device import VirtualDevice
 from edge.fleet.evaluator import Evaluator
+from edge.fleet.roundbook import RoundBook
 from edge.fleet.runfolder import FILES, RoundReport, RunFolder
 from edge.fleet.virtual import Simulation, SimulationSettings
 from tests.edge.disks import fill_disk, make_read_only, small_disk
 from tests.fleet.builders import DIM, RUN_FILES, a_scenario, files_of
-from trainer.params import paper_hyperparameters
+from trainer.params import initial_score_function, paper_hyperparameters
 
 FACTS = {"algorithm": "pfedrec", "mode": "sync", "encoding": "float32", "seed": 2}
 CONFIG = {"command": "simulate", "buffer": 8}
@@ -221,21 +223,21 @@ def test_users_are_those_of_the_best_round(tmp_path: Path) -> None:
 
 def test_users_who_have_not_trained_have_no_own_rows(tmp_path: Path) -> None:
     """Their part of the CSR form is empty."""
-    scenario = a_scenario()
-    evaluator = Evaluator(scenario)
-    hyperparameters = paper_hyperparameters(scenario.data.n_items)
-    settings = SimulationSettings(
-        hyperparameters=hyperparameters, dim=DIM, rounds=1, seed=2, mode="buffered", buffer=1
-    )
+    run = a_finished_run(tmp_path / "trained")
+    first, *others = [VirtualDevice(run.scenario, user, 2) for user in range(run.scenario.n_users)]
+    first.result = run.evaluator.best.results[0]
+    table = run.evaluator.best.table
+    start = initial_score_function(DIM, np.random.default_rng(2))
     folder = RunFolder(tmp_path / "run", CONFIG, overwrite=False)
-    Simulation(scenario, settings, evaluator, folder.add_round).run()
-    folder.finish(scenario, evaluator, FACTS, save_users=True)
+    evaluator = Evaluator(run.scenario)
+    RoundBook(evaluator, folder.add_round).end(1, table, [first, *others], start)
+    folder.finish(run.scenario, evaluator, FACTS, save_users=True)
 
-    indptr = arrays_of(tmp_path / "run" / "users.npz")["own_indptr"]
+    arrays = arrays_of(tmp_path / "run" / "users.npz")
 
-    untrained = [user for user, result in enumerate(evaluator.best.results) if result is None]
-    assert untrained, "the case is no case: everybody has trained"
-    assert all(indptr[user] == indptr[user + 1] for user in untrained)
+    assert first.result is not None
+    assert arrays["own_indptr"].tolist() == [0] + [first.result.rows.size] * run.scenario.n_users
+    assert np.array_equal(arrays["W"][1], start.w)
 
 
 # -- what was there before -------------------------------------------------------------------------

@@ -66,14 +66,14 @@ def _dense_pass(
     """Do the alternating update sample by sample over the whole table, in float64.
 
     Gives the table, w, b and the items of all samples. It draws from `rng` as a local pass does: the
-    negatives of all positives, then one permutation.
+    negatives of all positives, then the samples' places after shuffling.
     """
     table = table.copy()
     items = np.concatenate((positives, sampler.draw(hyperparameters.negatives * positives.size, rng)))
     labels = (np.arange(items.size) < positives.size).astype(np.float64)
-    order = rng.permutation(items.size)
-    for start in range(0, items.size, hyperparameters.batch_size):
-        samples = order[start : start + hyperparameters.batch_size]
+    batch_of = rng.permutation(items.size) // hyperparameters.batch_size
+    for number in range(batch_of.max() + 1):
+        samples = np.flatnonzero(batch_of == number)
         batch, y = items[samples], labels[samples]
 
         error = 1.0 / (1.0 + np.exp(-(table[batch] @ w + b))) - y
