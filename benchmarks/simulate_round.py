@@ -1,9 +1,10 @@
-"""What the whole system costs beside the bare mathematics: seconds a synchronous round, on one core.
+"""What the whole simulation costs beside the bare mathematics: seconds a round, on one core.
 
     OPENBLAS_NUM_THREADS=1 taskset -c 0 python benchmarks/simulate_round.py RATINGS [ROUNDS]
 
-*bare* is the loop over the local passes, FedAvg and the evaluation; *simulate* is ``edge-fleet simulate``,
-the same with every device's session, every update encoded, checked and answered by the core.
+*bare* is the loop over the local passes, FedAvg and the evaluation; *in step* is ``edge-fleet simulate``;
+*sessions* is ``--mode buffered`` with float32: as many passes, with every device's session, every update encoded,
+checked and answered by the core.
 """
 
 import sys
@@ -14,9 +15,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edge.fleet.evaluator import Evaluator
+from edge.fleet.lockstep import Lockstep, LockstepSettings
 from edge.fleet.scenario import Scenario, load_scenario
 from edge.fleet.virtual import Simulation, SimulationSettings
-from trainer.evaluation import Population, sampled_metrics
+from trainer.algorithms import ALGORITHMS, Shared
+from trainer.algorithms.linear import LinearScoring
+from trainer.evaluation import OwnRowsView, SharedView, sampled_ranks
 from trainer.local import local_pass
 from trainer.params import initial_score_function, initial_table, paper_hyperparameters
 
@@ -42,31 +46,46 @@ def bare(scenario: Scenario, rounds: int) -> list[float]:
             results.append(result)
         functions = [result.score_function for result in results]
         table = table + total / np.float32(scenario.n_users)
-        population = Population(
+        shared = SharedView(
+            scoring=LinearScoring(),
+            shared=Shared(table=table),
             W=np.stack([function.w for function in functions]),
             b=np.array([function.b for function in functions], dtype=np.float32),
-            own=results,
         )
-        sampled_metrics(table, population, (scenario.val, scenario.test), own=True)
+        sampled_ranks(OwnRowsView(base=shared, own=results), scenario.val, scenario.test)
         seconds.append(time.perf_counter() - began)
     return seconds
 
 
-def simulated(scenario: Scenario, rounds: int) -> list[float]:
-    """Time rounds of the simulation, in seconds."""
+def in_step(scenario: Scenario, rounds: int) -> list[float]:
+    """Time rounds of the simulation in step, in seconds."""
     reports: list[RoundReport] = []
-    settings = SimulationSettings(hyperparameters=paper_hyperparameters(scenario.data.n_items), rounds=rounds)
+    hyperparameters = paper_hyperparameters(scenario.data.n_items)
+    settings = LockstepSettings(
+        algorithm=ALGORITHMS["pfedrec"], hyperparameters=hyperparameters, rounds=rounds
+    )
+    Lockstep(scenario, settings, reports.append).run(users=False)
+    return [report.watch.total for report in reports]
+
+
+def sessions(scenario: Scenario, rounds: int) -> list[float]:
+    """Time rounds of the simulation with sessions and core, in seconds."""
+    reports: list[RoundReport] = []
+    hyperparameters = paper_hyperparameters(scenario.data.n_items)
+    settings = SimulationSettings(hyperparameters=hyperparameters, rounds=rounds)
     Simulation(scenario, settings, Evaluator(scenario), reports.append).run()
     return [report.watch.total for report in reports]
 
 
 def main() -> None:
-    """Measure both in turn, and print medians and their ratio."""
+    """Measure in turn, and print medians and their ratios to the bare loop."""
     rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 20
     scenario = load_scenario(sys.argv[1], "published", seed=0)
-    first, second, third = (bare(scenario, rounds), simulated(scenario, rounds), bare(scenario, rounds))
-    base, whole = median(first + third), median(second)
-    print(f"bare {base:.3f} s, simulate {whole:.3f} s a round: ratio {whole / base:.2f}")
+    first, stepped, played, last = (run(scenario, rounds) for run in (bare, in_step, sessions, bare))
+    base = median(first + last)
+    print(f"bare {base:.3f} s a round")
+    for name, seconds in (("in step", stepped), ("sessions", played)):
+        print(f"{name} {median(seconds):.3f} s a round: ratio {median(seconds) / base:.2f}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import math
 import os
 import re
 import sys
+import tomllib
 import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -142,6 +143,29 @@ class Identifier(click.ParamType[str]):
             return checked_id(str(value), self.what)
         except ParameterError as error:
             self.fail(str(error), param, ctx)
+
+
+class Setting(click.ParamType[tuple[str, Any]]):
+    """KEY=VALUE, the value as in TOML; what is no TOML value is text."""
+
+    name = "setting"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, Any]:
+        """Cut at the first ``=``."""
+        key, sign, text = str(value).partition("=")
+        if not sign or not key.strip():
+            self.fail(f"{value!r} is not of the form KEY=VALUE", param, ctx)
+        return key.strip(), toml_value(text.strip())
+
+
+def toml_value(text: str) -> Any:
+    """Read one value as TOML has it; text that is none is given back as it is."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except (tomllib.TOMLDecodeError, KeyError):
+        return text
 
 
 def echo_json(value: Mapping[str, Any] | Sequence[Any]) -> None:

@@ -26,6 +26,7 @@
     │   ├── FleetMismatchError          the two ends do not belong together
     │   └── BrokerStartError            a broker of our own that does not run
     ├── TimedOutError                 a bounded wait that ended
+    ├── WorkerDiedError               a process of our own that ended by itself
     └── MissingExtraError             a part of the package that is not installed
 """
 
@@ -63,6 +64,7 @@ __all__ = [
     "TransferError",
     "UnknownItemError",
     "UnreachableError",
+    "WorkerDiedError",
 ]
 
 
@@ -164,6 +166,10 @@ class BrokerStartError(LinkError):
 
 class TimedOutError(PFedRecError):
     """Something bounded did not finish in its time."""
+
+
+class WorkerDiedError(PFedRecError):
+    """A process that shares a command's work ended by itself."""
 
 
 class MissingExtraError(PFedRecError):

@@ -46,6 +46,7 @@ class ExitCode(IntEnum):
     FLEET_MISMATCH = 32, "Device and aggregator do not belong together."
     BROKER_START = 33, "The command's own broker does not start, for example as its port is taken."
     TIMED_OUT = 34, "The work was not finished in its time."
+    WORKER_DIED = 35, "A process that shares the command's work has ended, perhaps as memory ran out."
 
     MISSING_EXTRA = 40, "A part of the package is not installed; the sentence names the command."
 
@@ -77,6 +78,7 @@ EXIT_CODE_OF: dict[type[errors.PFedRecError], ExitCode] = {
     errors.BrokerStartError: ExitCode.BROKER_START,
     errors.LinkError: ExitCode.UNREACHABLE,
     errors.TimedOutError: ExitCode.TIMED_OUT,
+    errors.WorkerDiedError: ExitCode.WORKER_DIED,
     errors.MissingExtraError: ExitCode.MISSING_EXTRA,
     errors.PFedRecError: ExitCode.UNEXPECTED,
 }

@@ -261,7 +261,7 @@ class Agent:
                 head.plan.hyperparameters,
                 self._rng,
             )
-        personal = Personal.of(result)
+        personal = Personal.of(result, head.plan.taste)
         update: tuple[int, bytes] | None = None
         try:
             personal.require_finite()

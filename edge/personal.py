@@ -9,6 +9,7 @@ from broker.protocol.encodings import ENCODINGS, SparseChange
 from broker.protocol.messages import Head, Update
 from trainer.local import LocalResult
 from trainer.params import Floats, Rows, ScoreFunction
+from trainer.taste import TasteSettings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -30,7 +31,7 @@ class Personal:
 
     @classmethod
     def beginning(cls, w: Floats, b: float) -> "Personal":
-        """Give a new user's state: the fleet's first score function and no rows."""
+        """Give a state without rows of its own; a new user's has the fleet's first score function."""
         return cls(
             score_function=ScoreFunction(w=w, b=b),
             own_rows=np.empty(0, dtype=np.int64),
@@ -38,8 +39,10 @@ class Personal:
         )
 
     @classmethod
-    def of(cls, result: LocalResult) -> "Personal":
-        """Give what a pass has made of it."""
+    def of(cls, result: LocalResult, taste: TasteSettings) -> "Personal":
+        """Give what a pass has made of it; a view by taste needs no rows of its own."""
+        if taste.strength:
+            return cls.beginning(result.score_function.w, result.score_function.b)
         return cls(score_function=result.score_function, own_rows=result.rows, own_values=result.values)
 
     def require_finite(self) -> None:
@@ -55,7 +58,9 @@ class Personal:
             raise EncodingError("the personal state has a value that is not finite")
 
     def view(self, table: Floats) -> Floats:
-        """Lay the own rows over the shared table; shape (n_items, dim), a new, read-only array."""
+        """Lay the own rows over the shared table; shape (n_items, dim), read-only, new if there are any."""
+        if not self.own_rows.size:
+            return table
         own = table.copy()
         own[self.own_rows] = self.own_values
         own.flags.writeable = False

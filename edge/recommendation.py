@@ -9,6 +9,7 @@ from edge.personal import Personal
 from edge.scorer import Scorer, top_k
 from edge.store import DeviceStore
 from trainer.params import sigmoid
+from trainer.taste import with_taste
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +41,9 @@ class Recommendations:
 def recommend(store: DeviceStore, scorer: Scorer, count: int) -> Recommendations:
     """Give the `count` best items that the user has not interacted with.
 
-    Before the first pass the fleet's first score function ranks: about by popularity.
+    In the user's own view: by taste, made anew from the newest interactions, or with the rows that the last
+    pass left, as the fleet's plan says. Before the first pass the fleet's first score function ranks: about
+    by popularity.
 
     Raises
     ------
@@ -55,11 +58,12 @@ def recommend(store: DeviceStore, scorer: Scorer, count: int) -> Recommendations
             "there is no model on this device yet; run edge-client start while its broker and aggregator run"
         )
     personal = store.personal()
-    view = model.table if personal is None else personal.view(model.table)
     known = personal or Personal.beginning(model.head.w, model.head.b)
-    logits = scorer.logits(view, known.score_function)
-    seen = store.interacted().rows
-    best = top_k(logits, count, seen[seen < logits.size])
+    interacted = store.interacted()
+    newest = interacted.newest[interacted.newest < model.head.rows]
+    score_function = with_taste(known.score_function, model.table, newest, model.head.plan.taste)
+    logits = scorer.logits(known.view(model.table), score_function)
+    best = top_k(logits, count, newest)
     scores = sigmoid(logits[best].astype(np.float32))
     keys = store.item_keys(best)
     return Recommendations(

@@ -58,6 +58,8 @@ class Interacted:
         Grows with each interaction.
     rows : ndarray, shape (n_known,), int64
         Distinct rows of the catalogue, in the order of the first interaction with each.
+    newest : ndarray, shape (n_known,), int64
+        The same rows in the order of the last interaction with each, the newest last.
     unknown : int
         Distinct items that the catalogue does not have (yet).
     total : int
@@ -66,6 +68,7 @@ class Interacted:
 
     revision: int
     rows: Rows
+    newest: Rows
     unknown: int
     total: int
 
@@ -176,15 +179,17 @@ class DeviceStore:
     def interacted(self) -> Interacted:
         """Give the interactions as training sees them."""
         rows = self._rows(
-            "SELECT c.row FROM interactions i JOIN catalogue c ON c.item = i.item "
+            "SELECT c.row, max(i.at), max(i.id) FROM interactions i JOIN catalogue c ON c.item = i.item "
             "GROUP BY c.row ORDER BY min(i.at), min(i.id)"
         )
+        newest = sorted(rows, key=lambda row: row[1:])
         total, revision, distinct = self._rows(
             "SELECT count(*), coalesce(max(id), 0), count(DISTINCT item) FROM interactions"
         )[0]
         return Interacted(
             revision=revision,
-            rows=np.array([row for (row,) in rows], dtype=np.int64),
+            rows=np.array([row for row, *_ in rows], dtype=np.int64),
+            newest=np.array([row for row, *_ in newest], dtype=np.int64),
             unknown=distinct - len(rows),
             total=total,
         )

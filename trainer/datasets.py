@@ -215,4 +215,5 @@ def _interactions(records: list[_Record], source: str, min_interactions: int) ->
         item_keys=tuple(row_of),
         indptr=np.concatenate(([0], np.cumsum(lengths))).astype(np.int64),
         items=np.array(items, dtype=np.int64),
+        timed=any(record.time != records[0].time for record in records),
     )

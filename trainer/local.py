@@ -5,6 +5,9 @@ For every mini-batch, as in the paper's alternating update (arXiv 2301.08143, al
 1. forward with (w, b); one SGD step on w and b with the gradient of the mean batch loss;
 2. forward again with the new w, b; one SGD step on the touched item rows.
 
+(``joint=True`` makes both steps from the first forward instead: the plain gradient step of the methods
+that the paper compares with.)
+
 With the binary cross-entropy and ``z = w·e_i + b`` a sample's gradient is ``g = sigmoid(z) - y`` for
 b, ``g·e_i`` for w and ``g·w`` for e_i. Two things make a pass cheap:
 
@@ -18,10 +21,11 @@ Everything is float32. ``2·sigmoid(z) = tanh(z/2) + 1`` cannot overflow; so a p
 and b/2 throughout.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from trainer.batches import Batch, draw_batches
 from trainer.errors import ParameterError
 from trainer.params import Floats, Hyperparameters, Rows, ScoreFunction
 from trainer.sampling import NegativeSampler
@@ -29,6 +33,10 @@ from trainer.sampling import NegativeSampler
 _HALF = np.float32(0.5)
 _MAX_PENDING = 16
 """Batches after which the rows are renewed: looking back costs k products, renewing one of the width."""
+
+
+def _nothing() -> Floats:
+    return np.empty(0, dtype=np.float32)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -46,6 +54,8 @@ class LocalResult:
     coefficients : ndarray, shape (k, n_rows), float32
     vectors : ndarray, shape (k, dim), float32
         ``change = coefficients.T · vectors``; k is at most the number of batches, and at most dim.
+    network_change : ndarray, shape (n_network,), float32
+        Change of what the fleet shares beside the table; empty for most methods.
     """
 
     score_function: ScoreFunction
@@ -53,6 +63,7 @@ class LocalResult:
     table: Floats
     coefficients: Floats
     vectors: Floats
+    network_change: Floats = field(default_factory=_nothing)
 
     @property
     def change(self) -> Floats:
@@ -65,6 +76,12 @@ class LocalResult:
         """The rows after the pass: the user's own view; shape (n_rows, dim), float32, computed anew."""
         values: Floats = self.table.take(self.rows, axis=0)
         values += self.change
+        return values
+
+    def values_at(self, positions: Rows) -> Floats:
+        """Give some of the rows after the pass, by their positions in `rows`; shape (n, dim), float32."""
+        values: Floats = self.table.take(self.rows.take(positions), axis=0)
+        values += np.dot(self.coefficients.take(positions, axis=1).T, self.vectors)
         return values
 
     def products(self, w: Floats) -> Floats:
@@ -81,6 +98,9 @@ def local_pass(
     sampler: NegativeSampler,
     hyperparameters: Hyperparameters,
     rng: np.random.Generator,
+    *,
+    joint: bool = False,
+    bias: bool = True,
 ) -> LocalResult:
     """Train one pass over a user's positives, each with fresh negatives. No argument is changed.
 
@@ -92,6 +112,10 @@ def local_pass(
         The shared item table.
     positives : ndarray, shape (n_positives,), int64
         The user's items, each once.
+    joint : bool
+        Step the rows with the same gradient of the same forward as w and b.
+    bias : bool
+        Whether b is trained.
 
     Raises
     ------
@@ -99,115 +123,103 @@ def local_pass(
         When there is no positive, or one is no row of the table, or `sampler` or `score_function` was
         made for another table.
     """
-    _require_fit(table, score_function, positives, sampler)
-    n_samples = (1 + hyperparameters.negatives) * positives.size
-    batch_size = hyperparameters.batch_size
-    n_batches = -(-n_samples // batch_size)
-    negatives = sampler.draw(n_samples - positives.size, rng)
-    rows, samples, two_g_bias = _in_batches(positives, negatives, len(table), batch_size, rng)
-    coefficients = np.empty((n_batches, rows.size), dtype=np.float32)
-    half_vectors = np.empty((n_batches, table.shape[1]), dtype=np.float32)
-    values: Floats = table.take(rows, axis=0)
-    renewed = 0
-    half_w, half_b = score_function.w * _HALF, 0.5 * score_function.b
-    half_z = np.dot(values, half_w)
-    half_z += half_b
-    for batch in range(n_batches):
-        half_mean = 0.5 / min(batch_size, n_samples - batch * batch_size)
-        if batch - renewed == _MAX_PENDING:
-            values = values + np.dot(coefficients[renewed:batch].T, half_vectors[renewed:batch])
-            renewed = batch
-        C, W = coefficients[renewed:batch], half_vectors[renewed:batch]
-        two_g = np.tanh(half_z)
-        two_g *= samples[batch]
-        two_g += two_g_bias[batch]
-        half_step = 0.5 * hyperparameters.lr * half_mean
-        gradient = np.dot(two_g, values)
-        if batch > renewed:
-            gradient += np.dot(np.dot(C, two_g), W)
-        gradient *= half_step
-        half_w = half_w - gradient
-        half_b -= half_step * float(np.add.reduce(two_g))
-        half_z = np.dot(values, half_w)
-        if batch > renewed:
-            half_z += np.dot(np.dot(W, half_w), C)
-        half_z += half_b
-        np.tanh(half_z, out=two_g)
-        two_g *= samples[batch]
-        two_g += two_g_bias[batch]
-        two_g *= -2.0 * hyperparameters.item_lr * half_mean
-        coefficients[batch], half_vectors[batch] = two_g, half_w
-        # The rows move along w, so the logits of the next forward are these and a multiple of w·w.
-        two_g *= float(np.dot(half_w, half_w))
-        half_z += two_g
-    if n_batches > table.shape[1]:
-        # More factors than columns: the change itself is the smaller form.
-        coefficients = np.dot(half_vectors.T, coefficients)
-        half_vectors = np.eye(table.shape[1], dtype=np.float32)
-    return LocalResult(
-        score_function=ScoreFunction(w=half_w + half_w, b=2.0 * half_b),
-        rows=rows,
-        table=table,
-        coefficients=coefficients,
-        vectors=half_vectors,
-    )
-
-
-def _require_fit(
-    table: Floats, score_function: ScoreFunction, positives: Rows, sampler: NegativeSampler
-) -> None:
-    if positives.size == 0:
-        raise ParameterError("a local pass needs at least one interaction")
-    if np.minimum.reduce(positives) < 0 or np.maximum.reduce(positives) >= len(table):
-        raise ParameterError(f"positives must be rows of the table, 0..{len(table) - 1}")
-    if sampler.n_items > len(table):
-        raise ParameterError(f"the sampler draws from {sampler.n_items} items; the table has {len(table)}")
     if score_function.w.shape != table.shape[1:]:
         raise ParameterError(
             f"w has shape {score_function.w.shape}; the rows of the table have {table.shape[1:]}"
         )
+    rows, batches = draw_batches(len(table), positives, sampler, hyperparameters, rng)
+    steps = _joint_steps if joint else _alternating_steps
+    after, coefficients, vectors = steps(
+        table.take(rows, axis=0), score_function, batches, hyperparameters, bias=bias
+    )
+    if len(batches) > table.shape[1]:
+        # More factors than columns: the change itself is the smaller form.
+        coefficients = np.dot(vectors.T, coefficients)
+        vectors = np.eye(table.shape[1], dtype=np.float32)
+    return LocalResult(
+        score_function=after, rows=rows, table=table, coefficients=coefficients, vectors=vectors
+    )
 
 
-def _in_batches(
-    positives: Rows, negatives: Rows, n_items: int, batch_size: int, rng: np.random.Generator
-) -> tuple[Rows, Floats, Floats]:
-    """Shuffle the samples into batches.
+def _alternating_steps(
+    values: Floats,
+    score_function: ScoreFunction,
+    batches: list[Batch],
+    hyperparameters: Hyperparameters,
+    *,
+    bias: bool,
+) -> tuple[ScoreFunction, Floats, Floats]:
+    """Step w and b, then with them the rows; give the score function and the factors of the rows' change."""
+    coefficients = np.empty((len(batches), len(values)), dtype=np.float32)
+    half_vectors = np.empty((len(batches), values.shape[1]), dtype=np.float32)
+    renewed = 0
+    half_w, half_b = score_function.w * _HALF, 0.5 * score_function.b
+    half_z = _half_logits(values, coefficients[:0], half_vectors[:0], half_w, half_b)
+    for number, batch in enumerate(batches):
+        if number - renewed == _MAX_PENDING:
+            values = values + np.dot(coefficients[renewed:number].T, half_vectors[renewed:number])
+            renewed = number
+        C, W = coefficients[renewed:number], half_vectors[renewed:number]
+        half_w, step = _stepped(half_w, batch.two_g(half_z), values, C, W, batch, hyperparameters)
+        if bias:
+            half_b -= step
+        half_z = _half_logits(values, C, W, half_w, half_b)
+        two_g = batch.two_g(half_z)
+        two_g *= -2.0 * hyperparameters.item_lr * batch.half_mean
+        coefficients[number], half_vectors[number] = two_g, half_w
+        # The rows move along w, so the logits of the next forward are these and a multiple of w·w.
+        two_g *= float(np.dot(half_w, half_w))
+        half_z += two_g
+    return ScoreFunction(w=half_w + half_w, b=2.0 * half_b), coefficients, half_vectors
 
-    Returns
-    -------
-    rows : ndarray, shape (n_rows,), int64
-        The distinct items, ascending.
-    samples, two_g_bias : ndarray, shape (n_batches, n_rows), float32
-        The number of samples of each batch and row, and that of negatives less that of positives.
-    """
-    items = np.concatenate((positives, negatives))
-    rows, cell = _touched(items, n_items)
-    n_batches = -(-items.size // batch_size)
-    if n_batches > 1:
-        # A sample's batch is its place after shuffling, over the size. Cells are numbered batch by batch.
-        batch = rng.permutation(items.size)
-        batch //= batch_size
-        batch *= rows.size
-        cell += batch
-    shape = (n_batches, rows.size)
-    samples = np.bincount(cell, minlength=n_batches * rows.size)
-    bias = np.bincount(cell[: positives.size], minlength=samples.size)
-    bias *= -2
-    bias += samples
-    return rows, samples.reshape(shape).astype(np.float32), bias.reshape(shape).astype(np.float32)
+
+def _joint_steps(
+    values: Floats,
+    score_function: ScoreFunction,
+    batches: list[Batch],
+    hyperparameters: Hyperparameters,
+    *,
+    bias: bool,
+) -> tuple[ScoreFunction, Floats, Floats]:
+    """Step w, b and the rows with the gradient at the same point; give what `_alternating_steps` gives."""
+    coefficients = np.empty((len(batches), len(values)), dtype=np.float32)
+    half_vectors = np.empty((len(batches), values.shape[1]), dtype=np.float32)
+    half_w, half_b = score_function.w * _HALF, 0.5 * score_function.b
+    for number, batch in enumerate(batches):
+        C, W = coefficients[:number], half_vectors[:number]
+        two_g = batch.two_g(_half_logits(values, C, W, half_w, half_b))
+        coefficients[number] = two_g * (-2.0 * hyperparameters.item_lr * batch.half_mean)
+        half_vectors[number] = half_w
+        half_w, step = _stepped(half_w, two_g, values, C, W, batch, hyperparameters)
+        if bias:
+            half_b -= step
+    return ScoreFunction(w=half_w + half_w, b=2.0 * half_b), coefficients, half_vectors
 
 
-def _touched(items: Rows, n_items: int) -> tuple[Rows, Rows]:
-    """Give the distinct items, ascending, and each item's position among them.
+def _stepped(
+    half_w: Floats,
+    two_g: Floats,
+    values: Floats,
+    C: Floats,
+    W: Floats,
+    batch: Batch,
+    hyperparameters: Hyperparameters,
+) -> tuple[Floats, float]:
+    """Give w/2 after its step, and what b/2 loses in its own, for the rows ``values + C.T·W``."""
+    half_step = 0.5 * hyperparameters.lr * batch.half_mean
+    gradient: Floats = np.dot(two_g, values)
+    if len(C):
+        gradient += np.dot(np.dot(C, two_g), W)
+    gradient *= half_step
+    if hyperparameters.decay:
+        gradient += half_w * (hyperparameters.lr * hyperparameters.decay)
+    return half_w - gradient, half_step * float(np.add.reduce(two_g))
 
-    A mark for each row of the catalogue is several times faster than sorting, up to catalogues far
-    larger than a pass.
-    """
-    if n_items > 200 * items.size:
-        return np.unique(items, return_inverse=True)
-    mark = np.zeros(n_items, dtype=np.bool_)
-    mark[items] = True
-    rows = mark.nonzero()[0]
-    position = np.empty(n_items, dtype=np.int64)
-    position[rows] = np.arange(rows.size)
-    return rows, position[items]
+
+def _half_logits(values: Floats, C: Floats, W: Floats, half_w: Floats, half_b: float) -> Floats:
+    """Give ``z/2`` of the rows ``values + C.T·W``; shape (n_rows,)."""
+    half_z: Floats = np.dot(values, half_w)
+    if len(C):
+        half_z += np.dot(np.dot(W, half_w), C)
+    half_z += half_b
+    return half_z

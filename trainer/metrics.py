@@ -13,16 +13,18 @@ from numpy.typing import NDArray
 from trainer.params import Rows
 
 TOP_K = 10
+TOP_KS = (5, 10, 20)
+"""The k that figures are reported for; 10 is the one that models are chosen by."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankingMetrics:
-    """Means over users.
+    """Means over users, at one k.
 
     Attributes
     ----------
     hr : float
-        Hit ratio at 10: the fraction of users whose positive is among the first ten.
+        Hit ratio: the fraction of users whose positive is among the first k.
     ndcg : float
         ``1 / log2(rank + 2)`` for a hit, 0 otherwise (one relevant item, so the ideal gain is 1).
     """

@@ -46,6 +46,8 @@ class Hyperparameters:
         Items drawn as negatives for each positive, afresh in every pass.
     batch_size : int
         Samples in a mini-batch, positives and negatives together.
+    decay : float
+        L2 decay of w: each of its steps also takes away ``lr · decay · w``. 0 in the paper.
 
     Raises
     ------
@@ -57,24 +59,32 @@ class Hyperparameters:
     item_lr: float = 1.0
     negatives: int = 4
     batch_size: int = 256
+    decay: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value in (("lr", self.lr), ("item_lr", self.item_lr)):
             if not 0.0 <= value <= 1e9:
                 raise ParameterError(f"{name} is {value}; it must lie between 0 and 1e9")
+        if not 0.0 <= self.lr * self.decay <= 1.0:
+            raise ParameterError(f"decay is {self.decay}; lr · decay must lie between 0 and 1")
         if not 1 <= self.negatives <= 1000:
             raise ParameterError(f"negatives is {self.negatives}; it must lie between 1 and 1000")
         if not 1 <= self.batch_size <= 65536:
             raise ParameterError(f"batch_size is {self.batch_size}; it must lie between 1 and 65536")
 
 
-def paper_hyperparameters(n_items: int, *, lr: float = 0.1, lr_eta: float = 80.0) -> Hyperparameters:
-    """Give the published settings for a catalogue of `n_items`.
+def item_lr(lr: float, n_items: int, lr_eta: float) -> float:
+    """Give the step of item rows, ``lr · n_items · lr_eta - lr``, but not below 0.
 
-    ``item_lr = lr · n_items · lr_eta - lr``: large, because the server divides the sum of the clients'
-    changes by their number (arXiv 2301.08143, section 5.1, and the published code's behaviour).
+    Large, because the server divides the sum of the clients' changes by their number (arXiv 2301.08143,
+    section 5.1, and the published code's behaviour).
     """
-    return Hyperparameters(lr=lr, item_lr=lr * n_items * lr_eta - lr, negatives=4, batch_size=256)
+    return max(0.0, lr * n_items * lr_eta - lr)
+
+
+def paper_hyperparameters(n_items: int, *, lr: float = 0.1, lr_eta: float = 80.0) -> Hyperparameters:
+    """Give the published settings for a catalogue of `n_items`."""
+    return Hyperparameters(lr=lr, item_lr=item_lr(lr, n_items, lr_eta), negatives=4, batch_size=256)
 
 
 def _require_dim(dim: int) -> None:

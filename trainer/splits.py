@@ -23,12 +23,15 @@ class Interactions:
     indptr : ndarray, shape (n_users + 1,), int64
     items : ndarray, shape (n_interactions,), int64
         Item rows; user u's are ``items[indptr[u]:indptr[u + 1]]``, each item once, oldest first.
+    timed : bool
+        Whether that order is one of time; otherwise it means nothing.
     """
 
     user_keys: tuple[str, ...]
     item_keys: tuple[str, ...]
     indptr: Rows
     items: Rows
+    timed: bool = True
 
     @property
     def n_users(self) -> int:

@@ -86,4 +86,5 @@ def generate(settings: SyntheticSettings, rng: np.random.Generator) -> Interacti
         item_keys=tuple(f"item-{item:0{width}d}" for item in range(1, n_items + 1)),
         indptr=np.concatenate(([0], np.cumsum([len(h) for h in histories]))).astype(np.int64),
         items=np.concatenate(histories).astype(np.int64),
+        timed=False,
     )

@@ -53,7 +53,13 @@ def cli() -> None:
     help="One item key a line, or the first column of a CSV or u.item file.",
 )
 @click.option(
-    "--dim", default=32, show_default=True, type=click.IntRange(1, MAX_DIM), help="Width of an embedding."
+    "--preset",
+    default="device",
+    show_default=True,
+    help="Settings of training: device, paper, or a file of that form.",
+)
+@click.option(
+    "--dim", type=click.IntRange(1, MAX_DIM), help="Width of an embedding.  [default: the preset's]"
 )
 @click.option("--buffer", type=int, help="Accepted updates that close a round.  [default: 32]")
 @click.option(
@@ -66,10 +72,12 @@ def cli() -> None:
 @click.option("--max-idle-passes", type=int, help="Passes without a new interaction.  [default: 100]")
 @click.option("--population", type=int, help="Devices in the fleet.  [default: those seen]")
 @click.option("--encoding", help="Of updates: float32 or int8.  [default: int8]")
-@click.option("--item-lr", type=float, help="Learning rate of item rows.  [default: the paper's]")
+@click.option("--item-lr", type=float, help="Learning rate of item rows.  [default: the preset's]")
 @click.option("--port", type=int, help="Of our own broker.  [default: 1883]")
 @click.option("--seed", type=click.IntRange(0), help="Of the first table.  [default: drawn]")
-def init(directory: Path, items: Path, dim: int, seed: int | None, **settings: Any) -> None:
+def init(
+    directory: Path, items: Path, preset: str, dim: int | None, seed: int | None, **settings: Any
+) -> None:
     """Set up a directory: configuration, catalogue, and version 0 of the table.
 
     All other settings are in DIR/config.toml, with comments.
@@ -79,10 +87,14 @@ def init(directory: Path, items: Path, dim: int, seed: int | None, **settings: A
       edge-aggregator init --dir shop --fleet shop --items items.txt --buffer 16 --deadline 1m
     """
     from broker.aggregator.directory import CONFIG_NAME, initialise
+    from broker.presets import load_preset
 
-    config = AggregatorConfig(**{name: value for name, value in settings.items() if value is not None})
-    n_items = initialise(directory, config, items, dim=dim, seed=seed, created_at=time.time())
-    say(f"{directory} is set up for fleet {config.fleet}: {n_items} items, {dim} dimensions")
+    training = load_preset(preset, "pfedrec", {} if dim is None else {"dim": dim})
+    config = AggregatorConfig.from_preset(training, training.taste(timed=True), **settings)
+    n_items = initialise(
+        directory, config, items, dim=training.dim, scale=training.scale, seed=seed, created_at=time.time()
+    )
+    say(f"{directory} is set up for fleet {config.fleet}: {n_items} items, {training.dim} dimensions")
     say(f"settings: {directory / CONFIG_NAME}; run it with: edge-aggregator start --dir {directory}")
 
 

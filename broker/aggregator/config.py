@@ -1,17 +1,19 @@
 """The aggregator's configuration: ``config.toml`` in its directory."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from broker.address import BrokerAddress
 from broker.aggregator.core import RoundSettings
 from broker.configfile import option
+from broker.presets import Preset
 from broker.protocol.encodings import ENCODINGS
 from broker.protocol.messages import Plan
 from broker.protocol.topics import checked_id
 from trainer.aggregation import FedAvg, FedBuff, Strategy
 from trainer.errors import ParameterError
-from trainer.params import Hyperparameters, paper_hyperparameters
+from trainer.params import Hyperparameters, item_lr
+from trainer.taste import TasteSettings
 
 OWN_BROKERS: tuple[Literal["auto", "mosquitto", "embedded"], ...] = ("auto", "mosquitto", "embedded")
 
@@ -47,9 +49,33 @@ class AggregatorConfig:
     max_idle_passes: int = option(100, "Passes that a device makes without a new interaction.")
     encoding: str = option("int8", "How updates are encoded: float32 (exact) or int8 (a quarter the size).")
     lr: float = option(0.1, "Learning rate of a device's own score function.")
-    item_lr: float = option(0.0, "Learning rate of the item rows; 0: lr * items * 80 - lr, as in the paper.")
-    negatives: int = option(4, "Items drawn as negatives for each interaction.")
+    item_lr: float = option(0.0, "Learning rate of the item rows; 0: lr * items * lr_eta - lr.")
+    lr_eta: float = option(80.0, "See item_lr.")
+    negatives: int = option(8, "Items drawn as negatives for each interaction.")
     batch_size: int = option(256, "Samples in a mini-batch.")
+    decay: float = option(0.1, "L2 decay of a device's own score function.")
+    taste_recency: float = option(
+        2.0, "The own view: newer interactions after which an item counts 1/e of the newest; 0: all alike."
+    )
+    taste_strength: float = option(
+        1.0, "The own view: how far the user's taste moves it; 0: the rows of the last pass are the view."
+    )
+
+    @classmethod
+    def from_preset(cls, preset: Preset, taste: TasteSettings, **settings: Any) -> "AggregatorConfig":
+        """Take the settings of training from a preset; those given as `settings` win."""
+        return cls(
+            **{
+                "lr": preset.lr,
+                "lr_eta": preset.lr_eta,
+                "negatives": preset.negatives,
+                "batch_size": preset.batch_size,
+                "decay": preset.decay,
+                "taste_recency": taste.recency,
+                "taste_strength": taste.strength,
+            }
+            | {name: value for name, value in settings.items() if value is not None}
+        )
 
     def __post_init__(self) -> None:
         checked_id(self.fleet, "the fleet name")
@@ -65,7 +91,7 @@ class AggregatorConfig:
             raise ParameterError(f"population is {self.population}; it must be 0 or more")
         if not 1 <= self.max_idle_passes <= 1_000_000:
             raise ParameterError(f"max_idle_passes is {self.max_idle_passes}; it must be 1 to 1000000")
-        _ = (self.round_settings, self.make_strategy(), self.hyperparameters(1))
+        _ = (self.round_settings, self.make_strategy(), self.hyperparameters(1), self.taste)
 
     @property
     def round_settings(self) -> RoundSettings:
@@ -86,10 +112,16 @@ class AggregatorConfig:
         """How devices train on a catalogue of `n_items`."""
         return Hyperparameters(
             lr=self.lr,
-            item_lr=self.item_lr or paper_hyperparameters(n_items, lr=self.lr).item_lr,
+            item_lr=self.item_lr or item_lr(self.lr, n_items, self.lr_eta),
             negatives=self.negatives,
             batch_size=self.batch_size,
+            decay=self.decay,
         )
+
+    @property
+    def taste(self) -> TasteSettings:
+        """What users' own views are."""
+        return TasteSettings(recency=self.taste_recency, strength=self.taste_strength)
 
     def plan(self, n_items: int) -> Plan:
         """What the head tells devices."""
@@ -99,6 +131,9 @@ class AggregatorConfig:
             item_lr=float(hyperparameters.item_lr),
             negatives=hyperparameters.negatives,
             batch_size=hyperparameters.batch_size,
+            decay=float(hyperparameters.decay),
+            taste_recency=float(self.taste_recency),
+            taste_strength=float(self.taste_strength),
             encoding=self.encoding,
             check_in_s=float(self.check_in_s),
             max_idle_passes=self.max_idle_passes,

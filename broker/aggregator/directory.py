@@ -32,9 +32,16 @@ _MAX_TABLE_BYTES = 1_000_000_000
 
 
 def initialise(
-    path: Path, config: AggregatorConfig, items: Path, *, dim: int, seed: int | None, created_at: float
+    path: Path,
+    config: AggregatorConfig,
+    items: Path,
+    *,
+    dim: int,
+    seed: int | None,
+    created_at: float,
+    scale: float = 1.0,
 ) -> int:
-    """Make a directory; give the number of items.
+    """Make a directory, with a first table from N(0, scale²); give the number of items.
 
     The configuration is written last: without it the directory counts as not made, and ``init`` may be
     called again.
@@ -56,7 +63,7 @@ def initialise(
             f"items, and {_MAX_TABLE_BYTES // 4} values in all, can be served"
         )
     rng = np.random.default_rng(seed)
-    table = initial_table(len(item_keys), dim, rng)
+    table = initial_table(len(item_keys), dim, rng, scale=scale)
     start = initial_score_function(dim, rng)
     if (path / CONFIG_NAME).exists():
         raise AlreadyInitialisedError(

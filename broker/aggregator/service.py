@@ -63,7 +63,9 @@ class AggregatorService:
         self._events = EventQueue()
         self._connection = Connection(address, f"pfedrec-{config.fleet}-aggregator", self._events)
         shape = self._core.table.shape
-        self._max_update_bytes = _ENVELOPE_BYTES + max(e.body_bytes(*shape) for e in ENCODINGS.values())
+        self._max_update_bytes = _ENVELOPE_BYTES + max(
+            sum(encoding.array_bytes(*shape).values()) for encoding in ENCODINGS.values()
+        )
         self._reassembly = Reassembly(self._max_update_bytes)
         self._session = 0
         self._broker_gone = False

@@ -27,6 +27,7 @@ from broker.protocol.checks import (
 from broker.protocol.topics import PROTOCOL_VERSION
 from broker.protocol.wire import TypedArray, is_typed_array
 from trainer.params import MAX_DIM, Floats, Hyperparameters
+from trainer.taste import TasteSettings
 
 MAX_U64 = 2**64 - 1
 MAX_SEQ = 2**53
@@ -54,8 +55,10 @@ class Plan:
 
     Attributes
     ----------
-    lr, item_lr, negatives, batch_size
+    lr, item_lr, negatives, batch_size, decay
         `trainer.params.Hyperparameters`.
+    taste_recency, taste_strength
+        `trainer.taste.TasteSettings`.
     encoding : str
         The update encoding that the aggregator wants.
     check_in_s : float
@@ -71,6 +74,9 @@ class Plan:
     encoding: str
     check_in_s: float
     max_idle_passes: int
+    decay: float = 0.0
+    taste_recency: float = 0.0
+    taste_strength: float = 0.0
 
     def __post_init__(self) -> None:
         require_real(self, "lr", 0.0, 1e9)
@@ -80,13 +86,27 @@ class Plan:
         require_identifier(self, "encoding")
         require_real(self, "check_in_s", 0.0, 604800.0)
         require_integer(self, "max_idle_passes", 1, 1_000_000)
+        require_real(self, "decay", 0.0, 1e9)
+        if self.lr * self.decay > 1.0:
+            raise SchemaError("lr times decay must be at most 1")
+        require_real(self, "taste_recency", 0.0, 1e6)
+        require_real(self, "taste_strength", 0.0, 100.0)
 
     @property
     def hyperparameters(self) -> Hyperparameters:
         """The part of the plan that a local pass needs."""
         return Hyperparameters(
-            lr=self.lr, item_lr=self.item_lr, negatives=self.negatives, batch_size=self.batch_size
+            lr=self.lr,
+            item_lr=self.item_lr,
+            negatives=self.negatives,
+            batch_size=self.batch_size,
+            decay=self.decay,
         )
+
+    @property
+    def taste(self) -> TasteSettings:
+        """The part of the plan that the own view needs."""
+        return TasteSettings(recency=self.taste_recency, strength=self.taste_strength)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -342,12 +362,30 @@ def encode(message: Message) -> bytes:
 
 def update_size(update: Update) -> int:
     """Give ``len(encode(update))`` without encoding."""
+    return encoded_update_bytes(
+        update.encoding,
+        {name: array.nbytes for name, array in update.body.items()},
+        (update.instance, update.incarnation, update.seq, update.base_version),
+    )
+
+
+def encoded_update_bytes(
+    encoding: str, arrays: Mapping[str, int], integers: tuple[int, int, int, int]
+) -> int:
+    """Give the size of an encoded update without the update.
+
+    Parameters
+    ----------
+    arrays : mapping of str to int
+        Names and sizes in bytes of the body's arrays.
+    integers : tuple
+        Its instance, incarnation, seq and base version.
+    """
     # Only integers and arrays differ between updates of the same encoding and body names.
-    integers = (update.instance, update.incarnation, update.seq, update.base_version)
-    size = _bare_update_size(update.encoding, tuple(update.body))
+    size = _bare_update_size(encoding, tuple(arrays))
     size += sum(map(_argument_bytes, integers))
-    for array in update.body.values():
-        size += array.nbytes + _argument_bytes(array.nbytes)
+    for nbytes in arrays.values():
+        size += nbytes + _argument_bytes(nbytes)
     return size
 
 

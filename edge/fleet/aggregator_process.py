@@ -80,7 +80,13 @@ class AggregatorProcess:
 
 @contextmanager
 def aggregator_process(
-    directory: Path, config: AggregatorConfig, item_keys: tuple[str, ...], *, dim: int, seed: int
+    directory: Path,
+    config: AggregatorConfig,
+    item_keys: tuple[str, ...],
+    *,
+    dim: int,
+    scale: float,
+    seed: int,
 ) -> Iterator[AggregatorProcess]:
     """Set up and run an aggregator while the block runs.
 
@@ -92,7 +98,7 @@ def aggregator_process(
     items = directory / "items.txt"
     items.write_text("".join(f"{key}\n" for key in item_keys))
     home = directory / "aggregator"
-    initialise(home, config, items, dim=dim, seed=seed, created_at=time.time())
+    initialise(home, config, items, dim=dim, scale=scale, seed=seed, created_at=time.time())
     log = directory / "aggregator.log"
     command = [sys.executable, "-m", "broker.aggregator.cli", "start", "--dir", str(home)]
     # The run's own settings are complete; those of the user's environment are meant for other aggregators.

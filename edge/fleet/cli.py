@@ -12,8 +12,15 @@ from typing import Any
 
 import click
 
-from broker.commandline import Duration, Identifier, echo_facts, echo_json, run, say
+from broker.commandline import Duration, Identifier, Setting, echo_facts, echo_json, run, say, toml_value
 from trainer.params import MAX_DIM
+
+ALGORITHM_NAMES = (
+    "pfedrec", "pfedrec-joint", "pfedrec-user", "pfedrec-item", "pfedrec-neither",
+    "fedmf", "fedmf+dualper", "fedncf", "fedncf+dualper", "fedrecon", "fedrecon+dualper",
+    "popularity", "item-knn", "ease", "ials", "mf", "ncf",
+)  # fmt: skip
+"""As in `trainer.algorithms` and `trainer.baselines`, which a call for help need not load."""
 
 _DATA = click.option(
     "--data", required=True, help="A file of ratings (user, item[, rating[, time]]), or: synthetic."
@@ -26,17 +33,17 @@ _PROTOCOL = click.option(
 _ENCODING = click.option("--encoding", type=click.Choice(["float32", "int8"]), help="Of updates.")
 _PRESET = click.option(
     "--preset",
-    type=click.Choice(["paper"]),
-    default="paper",
+    default="device",
     show_default=True,
-    help="Hyperparameters: those of the paper.",
+    help="Settings of training: device, paper, or a file of that form.",
 )
-_ALGORITHM = click.option(
-    "--algorithm",
-    type=click.Choice(["pfedrec"]),
-    default="pfedrec",
-    show_default=True,
-    help="What is trained.",
+_SET = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    type=Setting(),
+    help="Another value for an entry of the preset; may be given several times.",
 )
 _BUFFER = click.option(
     "--buffer", default=32, show_default=True, type=click.IntRange(1), help="Updates that close a round."
@@ -45,7 +52,7 @@ _STALENESS = click.option(
     "--max-staleness", default=10, show_default=True, type=click.IntRange(0), help="In versions."
 )
 _DIM = click.option(
-    "--dim", default=32, show_default=True, type=click.IntRange(1, MAX_DIM), help="Width of an embedding."
+    "--dim", type=click.IntRange(1, MAX_DIM), help="Width of an embedding.  [default: the preset's]"
 )
 _ITEM_LR = click.option(
     "--item-lr",
@@ -72,13 +79,23 @@ def cli() -> None:
     Example:
       edge-fleet simulate --data synthetic --protocol clean --rounds 20 --out runs/first
       edge-fleet run --data synthetic --devices 50 --versions 40 --out runs/live
+      edge-fleet sweep --data synthetic --protocol clean --set lr=0.05,0.1 --seeds 0,1 --out runs/sweep
+      edge-fleet cold-start --data synthetic --protocol clean --out runs/cold
     """
 
 
 @cli.command()
 @_DATA
-@_ALGORITHM
+@click.option(
+    "--algorithm",
+    default="pfedrec",
+    show_default=True,
+    type=click.Choice(ALGORITHM_NAMES),
+    metavar="NAME",
+    help=f"What is trained: {', '.join(ALGORITHM_NAMES)}.",
+)
 @_PRESET
+@_SET
 @_PROTOCOL
 @click.option(
     "--mode",
@@ -90,21 +107,28 @@ def cli() -> None:
 @_BUFFER
 @_STALENESS
 @_ENCODING
-@click.option(
-    "--rounds", default=100, show_default=True, type=click.IntRange(1), help="Passes a device makes."
-)
+@click.option("--rounds", type=click.IntRange(1), help="Passes a device makes.  [default: the preset's]")
 @_DIM
 @_ITEM_LR
 @_SEED
+@click.option(
+    "--workers",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 64),
+    help="Processes that share the users.",
+)
+@click.option("--resume", is_flag=True, help="Go on where an earlier call with the same options was stopped.")
 @_SAVE_USERS
 @_OUT
 @_OVERWRITE
 @_JSON
 def simulate(
-    data: str, protocol: str | None, encoding: str | None, out: Path, *, save_users: bool, overwrite: bool,
-    as_json: bool, **options: Any,
+    overrides: tuple[tuple[str, Any], ...], protocol: str | None, encoding: str | None, rounds: int | None,
+    dim: int | None, out: Path, *, resume: bool, save_users: bool, overwrite: bool, as_json: bool,
+    **options: Any,
 ) -> None:  # fmt: skip
-    """Train a fleet on a virtual clock, without a broker: the paper's experiment in seconds.
+    """Train a fleet on a virtual clock, without a broker: the paper's experiments in seconds.
 
     The published protocol keeps held-out items out of the training negatives, which flatters; clean does
     not (see docs/method.md). A round is one pass of every device.
@@ -113,49 +137,22 @@ def simulate(
     Example:
       edge-fleet simulate --data ratings.dat --preset paper --protocol published --out runs/ml-100k
     """
-    from dataclasses import asdict, replace
+    from edge.fleet.simulatecommand import SimulateOptions, run_simulation
 
-    from edge.fleet.evaluator import Evaluator
-    from edge.fleet.progress import Progress
-    from edge.fleet.runfolder import RoundReport, RunFolder
-    from edge.fleet.scenario import load_scenario
-    from edge.fleet.virtual import Simulation, SimulationSettings
-    from trainer.params import paper_hyperparameters
-
-    scenario = load_scenario(data, _protocol(protocol), options["seed"])
-    hyperparameters = paper_hyperparameters(scenario.data.n_items)
-    if options["item_lr"] is not None:
-        hyperparameters = replace(hyperparameters, item_lr=options["item_lr"])
-    settings = SimulationSettings(
-        hyperparameters=hyperparameters,
-        mode=options["mode"],
-        buffer=options["buffer"],
-        max_staleness=options["max_staleness"],
-        encoding=encoding or "float32",
-        rounds=options["rounds"],
-        dim=options["dim"],
-        seed=options["seed"],
+    given = {"rounds": rounds, "dim": dim}
+    simulated = run_simulation(
+        SimulateOptions(
+            protocol=_protocol(protocol),
+            encoding=encoding or "float32",
+            overrides=dict(overrides) | {name: value for name, value in given.items() if value is not None},
+            **options,
+        ),
+        out,
+        overwrite=overwrite,
+        resume=resume,
+        save_users=save_users,
     )
-    facts = {"algorithm": options["algorithm"], **asdict(settings)}
-    config = {
-        "command": "simulate",
-        "data": data,
-        "data_sha256": scenario.sha256,
-        "preset": options["preset"],
-    }
-    evaluator = Evaluator(scenario)
-    progress = Progress(settings.rounds, "rounds")
-
-    def on_round(report: RoundReport) -> None:
-        folder.add_round(report)
-        progress.update(report.number, f"HR@10 {report.quality.test.hr:.3f}")
-
-    simulation = Simulation(scenario, settings, evaluator, on_round)
-    folder = RunFolder(out, config | {"protocol": scenario.protocol} | facts, overwrite=overwrite)
-    simulation.run()
-    progress.close()
-    summary = folder.finish(scenario, evaluator, facts, save_users=save_users)
-    _show(scenario, summary, out, {}, as_json=as_json)
+    _show(simulated.scenario, simulated.summary, out, {}, as_json=as_json)
 
 
 @cli.command(name="run")
@@ -168,8 +165,8 @@ def simulate(
 @click.option(
     "--fleet", default="edge-fleet", show_default=True, type=Identifier("the fleet name"), help="Its name."
 )
-@_ALGORITHM
 @_PRESET
+@_SET
 @_PROTOCOL
 @_BUFFER
 @_STALENESS
@@ -192,8 +189,8 @@ def simulate(
 @_OVERWRITE
 @_JSON
 def run_command(
-    data: str, protocol: str | None, encoding: str | None, out: Path, *, save_users: bool, overwrite: bool,
-    as_json: bool, **options: Any,
+    data: str, overrides: tuple[tuple[str, Any], ...], protocol: str | None, encoding: str | None,
+    dim: int | None, out: Path, *, save_users: bool, overwrite: bool, as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Train a fleet over real MQTT: a broker, an aggregator process, and all devices in this process.
 
@@ -206,13 +203,135 @@ def run_command(
     from edge.fleet.livecommand import LiveOptions, run_live
 
     live_options = LiveOptions(
-        data=data, protocol=_protocol(protocol), encoding=encoding or "int8", **options
+        data=data,
+        overrides=dict(overrides) | ({} if dim is None else {"dim": dim}),
+        protocol=_protocol(protocol),
+        encoding=encoding or "int8",
+        **options,
     )
     with tempfile.TemporaryDirectory(prefix="edge-fleet-") as directory:
         outcome = asyncio.run(
             run_live(live_options, out, Path(directory), overwrite=overwrite, save_users=save_users, say=say)
         )
     _show(outcome.scenario, outcome.summary, out, outcome.ledger, as_json=as_json)
+
+
+@cli.command()
+@_DATA
+@click.option(
+    "--algorithm",
+    "algorithms",
+    default="pfedrec",
+    show_default=True,
+    metavar="NAME[,NAME]",
+    help="What is trained; names as for simulate.",
+)
+@_PRESET
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=V1,V2,...",
+    type=Setting(),
+    help="Values to try for an entry of the preset; may be given several times.",
+)
+@_PROTOCOL
+@click.option("--seeds", default="0", show_default=True, metavar="0,1,2", help="Of all random draws.")
+@click.option("--rounds", type=click.IntRange(1), help="Passes a device makes.  [default: the preset's]")
+@click.option("--jobs", type=click.IntRange(1, 256), help="Runs at a time.  [default: all cores]")
+@click.option("--show-test", is_flag=True, help="Test figures, too; look once, when the choice is made.")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="For the runs' folders."
+)
+@_JSON
+def sweep(
+    data: str, algorithms: str, preset: str, settings: tuple[tuple[str, Any], ...], protocol: str | None,
+    seeds: str, rounds: int | None, jobs: int | None, out: Path, *, show_test: bool, as_json: bool,
+) -> int:  # fmt: skip
+    """Simulate every combination of the listed values, and compare them by validation.
+
+    Combinations are sorted by the mean, over the seeds, of the best round's validation figure. Test figures
+    take no part in that, and are left out unless --show-test is given: settings that are chosen by them look
+    better than they are. Called again with the same options, a sweep that was stopped goes on; finished runs
+    are not made again. A combination that fails is named, and the others go on; the exit code is then that
+    of the first failure.
+
+    \b
+    Example:
+      edge-fleet sweep --data synthetic --set lr=0.05,0.1 --set negatives=4,8 --seeds 0,1 --out runs/sweep
+    """
+    from edge.fleet.sweepcommand import run_sweep
+    from edge.fleet.sweepgrid import SweepOptions, seeds_of, values_of
+    from edge.fleet.sweepresults import table_of
+
+    listed = [(key, tuple(map(toml_value, map(str.strip, str(text).split(","))))) for key, text in settings]
+    swept = run_sweep(
+        SweepOptions(
+            data=data,
+            algorithms=tuple(name.strip() for name in algorithms.split(",")),
+            preset=preset,
+            protocol=_protocol(protocol),
+            values=values_of(listed + ([] if rounds is None else [("rounds", (rounds,))])),
+            seeds=seeds_of(seeds),
+        ),
+        out,
+        jobs=jobs or len(os.sched_getaffinity(0)),
+        show_test=show_test,
+    )
+    if as_json:
+        echo_json(swept.content)
+    else:
+        click.echo("\n".join(table_of(swept.content)))
+    for failure in swept.failures:
+        say(f"edge-fleet: {failure.folder}: {failure.sentence}")
+    return int(swept.failures[0].code) if swept.failures else 0
+
+
+@cli.command(name="cold-start")
+@_DATA
+@_PRESET
+@_SET
+@_PROTOCOL
+@click.option("--rounds", type=click.IntRange(1), help="Passes the fleet makes.  [default: the preset's]")
+@click.option(
+    "--passes", default=20, show_default=True, type=click.IntRange(1, 10_000), help="Of a new device."
+)
+@_SEED
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="For cold-start.json."
+)
+@click.option("--overwrite", is_flag=True, help="Replace a cold-start.json that the folder holds.")
+@_JSON
+def cold_start(
+    overrides: tuple[tuple[str, Any], ...], protocol: str | None, rounds: int | None, out: Path, *,
+    overwrite: bool, as_json: bool, **options: Any,
+) -> None:  # fmt: skip
+    """Tell how well new users and new items are served.
+
+    A fleet is trained without every fifth user. Each of these is then a new device with only its newest 1, 3,
+    5 or 10 interactions, which makes local passes on the finished table and ranks its test item. A second
+    table has the trained users' test items by how many interactions the fleet has of them.
+
+    \b
+    Example:
+      edge-fleet cold-start --data synthetic --protocol clean --out runs/cold
+    """
+    from edge.fleet.coldstartcommand import ColdStartOptions, run_cold_start
+    from edge.fleet.coldstarttext import text_of
+
+    content = run_cold_start(
+        ColdStartOptions(
+            protocol=_protocol(protocol),
+            overrides=dict(overrides) | ({} if rounds is None else {"rounds": rounds}),
+            **options,
+        ),
+        out,
+        overwrite=overwrite,
+    )
+    if as_json:
+        echo_json(content)
+    else:
+        click.echo("\n".join(text_of(content)))
 
 
 def _protocol(given: str | None) -> Any:
@@ -241,6 +360,9 @@ def _show(
         "shared table": _shown(shared["sampled"]),
         "popularity": _shown(beside["popularity"]),
         "full ranking": _shown(own["full"]),
+        "an update reveals": "not tried"
+        if "positives_recovered_f1" not in summary
+        else f"its user's items with F1 {summary['positives_recovered_f1']:.2f}",
         "seconds a round": f"{summary['seconds_per_round']['median']:.3f}",
         "bytes an update": f"{summary['bytes_up_per_update']:.0f}",
         "peak memory": f"{summary['peak_rss_mb']:.0f} MB",

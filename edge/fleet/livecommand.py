@@ -1,6 +1,6 @@
 """A live run from beginning to end: data, aggregator, devices, and the folder; and the books at its close."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from broker.address import BrokerAddress
 from broker.aggregator.config import OWN_BROKERS, AggregatorConfig
 from broker.embedded import free_port
 from broker.errors import PFedRecError
+from broker.presets import load_preset
 from broker.protocol.versions import sha256, table_bytes
 from edge.fleet.aggregator_process import AggregatorProcess, aggregator_process
 from edge.fleet.device import VirtualDevice
@@ -18,7 +19,6 @@ from edge.fleet.mqtt import forget_earlier_run
 from edge.fleet.progress import Progress
 from edge.fleet.runfolder import RoundReport, RunFolder
 from edge.fleet.scenario import Scenario, load_scenario
-from trainer.params import paper_hyperparameters
 from trainer.sampling import Protocol
 
 
@@ -35,8 +35,8 @@ class LiveOptions:
     broker: str
     port: int | None
     fleet: str
-    algorithm: str
     preset: str
+    overrides: Mapping[str, Any]
     protocol: Protocol
     buffer: int
     max_staleness: int
@@ -44,7 +44,6 @@ class LiveOptions:
     versions: int
     deadline_s: float
     concurrency: int | None
-    dim: int
     item_lr: float | None
     seed: int
 
@@ -80,9 +79,13 @@ async def run_live(
         When the books do not balance.
     """
     scenario = load_scenario(options.data, options.protocol, options.seed, options.devices)
+    preset = load_preset(options.preset, "pfedrec", options.overrides)
+    taste = preset.taste(timed=scenario.data.timed)
     own_broker = options.broker in OWN_BROKERS
     port = options.port or free_port()
-    config = AggregatorConfig(
+    config = AggregatorConfig.from_preset(
+        preset,
+        taste,
         fleet=options.fleet,
         broker=options.broker,
         port=port,
@@ -94,7 +97,7 @@ async def run_live(
         check_in_s=0.0,
         max_idle_passes=1_000_000,
         encoding=options.encoding,
-        item_lr=options.item_lr or paper_hyperparameters(scenario.data.n_items).item_lr,
+        item_lr=options.item_lr,
     )
     concurrency = min(options.concurrency or 2 * options.buffer, scenario.n_users)
     address = (
@@ -102,6 +105,10 @@ async def run_live(
     )
     facts = {
         **asdict(options),
+        "algorithm": "pfedrec",
+        "hyperparameters": asdict(config.hyperparameters(scenario.data.n_items)),
+        "taste": asdict(taste),
+        "dim": preset.dim,
         # Printed, an address hides its password.
         "broker": options.broker if own_broker else str(address),
         "mode": "buffered",
@@ -109,7 +116,7 @@ async def run_live(
         "concurrency": concurrency,
     }
     folder = RunFolder(out, {"command": "run"} | facts, overwrite=overwrite)
-    evaluator = Evaluator(scenario)
+    evaluator = Evaluator(scenario, taste=taste, select_by=preset.select_by)
     devices = [VirtualDevice(scenario, user, options.seed) for user in range(scenario.n_users)]
     progress = Progress(options.versions, "versions")
     quality = ""
@@ -128,7 +135,7 @@ async def run_live(
     if not own_broker:
         await forget_earlier_run(address, options.fleet)
     with aggregator_process(
-        directory, config, scenario.data.item_keys, dim=options.dim, seed=options.seed
+        directory, config, scenario.data.item_keys, dim=preset.dim, scale=preset.scale, seed=options.seed
     ) as aggregator:
         say(f"{scenario.n_users} devices of fleet {options.fleet} at {address}")
         fleet = LiveFleet(
@@ -139,7 +146,7 @@ async def run_live(
         finally:
             progress.close()
     ledger = _balanced(aggregator, devices)
-    summary = folder.finish(scenario, evaluator, facts, save_users=save_users)
+    summary = folder.finish(scenario, evaluator.outcome(), facts, save_users=save_users)
     return LiveOutcome(scenario=scenario, summary=summary, ledger=ledger)
 
 

@@ -1,13 +1,13 @@
 """A run's folder: the files from which anyone can recompute every figure.
 
-``config.json``, ``metrics.jsonl``, ``summary.json``, ``model.npz``, ``candidates.npz``, and when asked for
-``users.npz``. docs/architecture.md names every key.
+``config.json``, ``metrics.jsonl``, ``summary.json``, ``model.npz``, ``candidates.npz``, ``ranks.npz``, and
+``users.npz`` when asked for. docs/architecture.md names every key.
 """
 
 import json
 import resource
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,13 +18,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.errors import AlreadyInitialisedError
-from broker.storage import make_directory, named_failures
-from edge.fleet.evaluator import Evaluator, RoundQuality, Snapshot
+from broker.errors import AlreadyInitialisedError, CorruptError
+from broker.storage import make_directory, named_failures, read_file, write_atomically
+from edge.fleet.outcome import FleetModel, Outcome, RoundQuality
 from edge.fleet.scenario import Scenario
-from trainer.metrics import RankingMetrics
+from trainer.errors import ParameterError
+from trainer.metrics import TOP_KS, metrics_from_ranks
+from trainer.params import Rows
 
-FILES = ("config.json", "metrics.jsonl", "summary.json", "model.npz", "users.npz", "candidates.npz")
+CHECKPOINT = "checkpoint.npz"
+"""The state of a run that goes on; removed at its end."""
+FILES = (
+    "config.json",
+    "metrics.jsonl",
+    "summary.json",
+    "model.npz",
+    "users.npz",
+    "candidates.npz",
+    "ranks.npz",
+    CHECKPOINT,
+)
 _PACKAGES = ("pfedrec-edge", "numpy", "paho-mqtt", "cbor2", "aiomqtt", "SQLAlchemy", "amqtt")
 
 
@@ -60,10 +73,14 @@ class RoundReport:
     staleness_mean: float
 
 
+OnRound = Callable[[RoundReport], None]
+
+
 @dataclass(kw_only=True, slots=True)
 class Totals:
-    """What the summary is made from."""
+    """What the summary is made from; `watches` only of the rounds that this process has made."""
 
+    seconds: list[float] = field(default_factory=list)
     watches: list[Stopwatch] = field(default_factory=list)
     traffic: Traffic = field(default_factory=Traffic)
 
@@ -76,22 +93,74 @@ class RunFolder:
     Raises
     ------
     AlreadyInitialisedError
-        When the folder holds a run and `overwrite` is false; nothing is changed.
+        When the folder holds a run and neither `overwrite` nor `resume` is given, or a finished one; nothing
+        is changed.
+    ParameterError
+        When the run to resume was begun with another `config`.
     DiskFullError, NotWritableError
     """
 
-    def __init__(self, path: Path, config: Mapping[str, Any], *, overwrite: bool) -> None:
+    def __init__(
+        self, path: Path, config: Mapping[str, Any], *, overwrite: bool, resume: bool = False
+    ) -> None:
         self.path = path
         with named_failures(path):
             present = [name for name in FILES if (path / name).exists()]
-        if present and not overwrite:
+        if present and not (overwrite or resume):
             raise AlreadyInitialisedError(
                 f"{path} holds a run already ({present[0]}); choose another --out, or give --overwrite"
             )
+        if resume and "summary.json" in present:
+            raise AlreadyInitialisedError(f"{path} holds a finished run; there is nothing to resume")
         make_directory(path)
         self._totals = Totals()
         packages = {"python": python_version()} | {name: _version(name) for name in _PACKAGES}
         self._config = {**config, "packages": packages}
+        if resume and "config.json" in present:
+            self._require_same_config()
+
+    def _require_same_config(self) -> None:
+        content = read_file(self.path / "config.json")
+        try:
+            there = json.loads(content)
+        except ValueError as error:
+            raise CorruptError(f"{self.path}/config.json is no JSON ({error})") from error
+        here = json.loads(json.dumps(self._config))
+        differing = [name for name in here if there.get(name) != here[name]]
+        if differing:
+            name = differing[0]
+            raise ParameterError(
+                f"the run in {self.path} was begun with {name} {there.get(name)!r}, not {here[name]!r}; "
+                "resume it with the same options"
+            )
+
+    def resume_at(self, done: int) -> None:
+        """Take the first `done` rounds as they were written; what was written after them is dropped.
+
+        Raises
+        ------
+        CorruptError
+            When fewer were written.
+        """
+        if done == 0:
+            return
+        metrics = self.path / "metrics.jsonl"
+        lines = read_file(metrics).splitlines(keepends=True)[:done]
+        try:
+            rounds = [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise CorruptError(f"{metrics} has a line that is no JSON ({error})") from error
+        if len(rounds) < done:
+            raise CorruptError(f"{metrics} has {len(rounds)} rounds; its checkpoint was made after {done}")
+        write_atomically(metrics, b"".join(lines))
+        totals = self._totals
+        for line in rounds:
+            totals.seconds.append(line["seconds"])
+            totals.traffic.bytes_up += line["bytes_up"]
+            totals.traffic.bytes_down += line["bytes_down"]
+            # In step, every device takes part in every round.
+            totals.traffic.updates += line["updates"]
+            totals.traffic.device_rounds += line["updates"]
 
     def add_round(self, report: RoundReport) -> None:
         """Append one line of ``metrics.jsonl``."""
@@ -107,11 +176,12 @@ class RunFolder:
             "val": {"hr": quality.val.hr, "ndcg": quality.val.ndcg},
             "test": {"hr": quality.test.hr, "ndcg": quality.test.ndcg},
         }
-        if not self._totals.watches:
+        if not self._totals.seconds:
             self._begin()
         with named_failures(self.path), (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
         totals = self._totals
+        totals.seconds.append(round(report.watch.total, 6))
         totals.watches.append(report.watch)
         totals.traffic.bytes_up += traffic.bytes_up
         totals.traffic.updates += traffic.updates
@@ -125,23 +195,35 @@ class RunFolder:
         self._write_json("config.json", self._config)
 
     def finish(
-        self, scenario: Scenario, evaluator: Evaluator, facts: Mapping[str, Any], *, save_users: bool
+        self, scenario: Scenario, outcome: Outcome, facts: Mapping[str, Any], *, save_users: bool
     ) -> dict[str, Any]:
         """Write the arrays and the summary; give the summary."""
-        best = evaluator.best
-        _save_arrays(self.path / "model.npz", E=best.table, item_keys=np.array(scenario.data.item_keys))
+        user_keys = np.array(scenario.data.user_keys)
+        model = outcome.model
+        if model is not None:
+            network = {"network": model.shared.network} if model.shared.network.size else {}
+            item_keys = np.array(scenario.data.item_keys)
+            _save_arrays(self.path / "model.npz", E=model.shared.table, item_keys=item_keys, **network)
         _save_arrays(self.path / "candidates.npz", val=scenario.val, test=scenario.test)
-        if save_users:
-            _save_users(self.path / "users.npz", scenario.data.user_keys, best)
-        summary = self._summary(scenario, evaluator, facts)
+        ranks = {
+            f"{view}_{ranking}": getattr(of_view, ranking).astype(np.int32)
+            for view, of_view in outcome.ranks.items()
+            for ranking in ("sampled", "full")
+        }
+        _save_arrays(self.path / "ranks.npz", user_keys=user_keys, **ranks)
+        if save_users and model is not None:
+            _save_users(self.path / "users.npz", user_keys, model)
+        summary = self._summary(scenario, outcome, facts)
         self._write_json("summary.json", summary)
+        with named_failures(self.path):
+            (self.path / CHECKPOINT).unlink(missing_ok=True)
         return summary
 
-    def _summary(self, scenario: Scenario, evaluator: Evaluator, facts: Mapping[str, Any]) -> dict[str, Any]:
-        watches, traffic = self._totals.watches, self._totals.traffic
+    def _summary(self, scenario: Scenario, outcome: Outcome, facts: Mapping[str, Any]) -> dict[str, Any]:
+        seconds, watches, traffic = self._totals.seconds, self._totals.watches, self._totals.traffic
         views = {
-            name: {"sampled": _figures(view.sampled), "full": _figures(view.full)}
-            for name, view in evaluator.final().items()
+            name: {"sampled": _figures(ranks.sampled), "full": _figures(ranks.full)}
+            for name, ranks in outcome.ranks.items()
         }
         return {
             "dataset": {
@@ -155,15 +237,14 @@ class RunFolder:
             "mode": facts["mode"],
             "encoding": facts["encoding"],
             "seed": facts["seed"],
-            "rounds": len(watches),
-            "best_round": evaluator.best.round,
+            "rounds": len(seconds),
+            "best_round": outcome.round,
             "test": views,
             "seconds_per_round": {
-                "median": median(watch.total for watch in watches),
-                "train": median(watch.train for watch in watches),
-                "aggregate": median(watch.aggregate for watch in watches),
-                "evaluate": median(watch.evaluate for watch in watches),
+                "median": median(seconds),
+                **{part: _median(watches, part) for part in ("train", "aggregate", "evaluate")},
             },
+            **({} if outcome.recovered_f1 is None else {"positives_recovered_f1": outcome.recovered_f1}),
             "bytes_up_per_update": traffic.bytes_up / max(1, traffic.updates),
             "bytes_down_per_device_round": traffic.bytes_down / max(1, traffic.device_rounds),
             "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
@@ -173,12 +254,17 @@ class RunFolder:
         self._write_text(name, json.dumps(content, indent=2) + "\n")
 
     def _write_text(self, name: str, content: str) -> None:
-        with named_failures(self.path):
-            (self.path / name).write_text(content)
+        write_atomically(self.path / name, content.encode())
 
 
-def _figures(metrics: RankingMetrics) -> dict[str, float]:
-    return {"hr@10": metrics.hr, "ndcg@10": metrics.ndcg}
+def _figures(ranks: Rows) -> dict[str, float]:
+    """Give HR and NDCG at each k."""
+    at = {k: metrics_from_ranks(ranks, k) for k in TOP_KS}
+    return {f"{name}@{k}": getattr(metrics, name) for k, metrics in at.items() for name in ("hr", "ndcg")}
+
+
+def _median(watches: list[Stopwatch], part: str) -> float:
+    return median(getattr(watch, part) for watch in watches) if watches else 0.0
 
 
 def _version(package: str) -> str | None:
@@ -205,20 +291,17 @@ def _save_arrays(path: Path, **arrays: NDArray[Any]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _save_users(path: Path, user_keys: Sequence[str], best: Snapshot) -> None:
-    lengths = [0 if result is None else result.rows.size for result in best.results]
-    own_indptr = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
-    own_rows = np.empty(own_indptr[-1], dtype=np.int64)
-    own_values = np.empty((own_indptr[-1], best.table.shape[1]), dtype=np.float32)
-    for result, begin, end in zip(best.results, own_indptr[:-1], own_indptr[1:], strict=True):
-        if result is not None:
-            own_rows[begin:end], own_values[begin:end] = result.rows, result.values
+def _save_users(path: Path, user_keys: NDArray[Any], model: FleetModel) -> None:
+    none = (np.empty(0, dtype=np.int64), np.empty((0, model.W.shape[1]), dtype=np.float32))
+    own = model.own or [none] * len(user_keys)
+    shift = {} if model.shift is None else {"shift": model.shift}
     _save_arrays(
         path,
-        user_keys=np.array(user_keys),
-        W=best.W,
-        b=best.b,
-        own_indptr=own_indptr,
-        own_rows=own_rows,
-        own_values=own_values,
+        user_keys=user_keys,
+        W=model.W,
+        b=model.b,
+        own_indptr=np.concatenate(([0], np.cumsum([rows.size for rows, _ in own]))).astype(np.int64),
+        own_rows=np.concatenate([rows for rows, _ in own]),
+        own_values=np.concatenate([values for _, values in own]),
+        **shift,
     )

@@ -108,4 +108,5 @@ def _first_users(data: Interactions, n_users: int | None) -> Interactions:
         item_keys=data.item_keys,
         indptr=data.indptr[: n_users + 1],
         items=data.items[: data.indptr[n_users]],
+        timed=data.timed,
     )

@@ -1,17 +1,13 @@
 """The fleet on a virtual clock: the devices' sessions and the aggregator's core, no broker, no waiting.
 
-*sync*: every version is pushed to every device, and a round closes when all have answered: the paper.
-
-*buffered*: devices check in by their own clocks, make a pass that takes a while (so that the version moves
-on meanwhile), and a round closes when `buffer` updates are in. A round of the results is then as many
-counted updates as there are devices, so that rounds of both modes are the same amount of training.
+Devices check in by their own clocks, make a pass that takes a while (so that the version moves on meanwhile),
+and a round closes when `buffer` updates are in. A round of the results is as many counted updates as there
+are devices, so that rounds are the same amount of training as those of `edge.fleet.lockstep`.
 """
 
 import heapq
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
@@ -21,15 +17,15 @@ from broker.aggregator.publication import Publication
 from broker.protocol.messages import Head, Plan, Receipt, encode, update_size
 from edge.fleet.device import VirtualDevice
 from edge.fleet.evaluator import Evaluator
+from edge.fleet.outcome import Outcome
 from edge.fleet.roundbook import RoundBook
-from edge.fleet.runfolder import RoundReport
+from edge.fleet.runfolder import OnRound
 from edge.fleet.scenario import Scenario
 from edge.session import Command, Fetch, PublishUpdate, Settle, Train
-from trainer.aggregation import FedAvg, FedBuff, Strategy
+from trainer.aggregation import FedBuff
 from trainer.errors import ParameterError
 from trainer.params import Hyperparameters, initial_score_function, initial_table
-
-Mode = Literal["sync", "buffered"]
+from trainer.taste import TasteSettings
 
 CHECK_IN_S = 60.0
 MEAN_PASS_S = 6.0
@@ -38,16 +34,17 @@ MEAN_PASS_S = 6.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SimulationSettings:
-    """How a simulated fleet trains; see ``edge-fleet simulate --help``."""
+    """How an asynchronous fleet trains; see ``edge-fleet simulate --help``."""
 
     hyperparameters: Hyperparameters
-    mode: Mode = "sync"
+    taste: TasteSettings = field(default_factory=TasteSettings)
     buffer: int = 32
     max_staleness: int = 10
     staleness_exponent: float = 0.5
     encoding: str = "float32"
     rounds: int = 100
     dim: int = 32
+    scale: float = 1.0
     seed: int = 0
 
 
@@ -78,38 +75,42 @@ class Simulation:
         scenario: Scenario,
         settings: SimulationSettings,
         evaluator: Evaluator,
-        on_round: Callable[[RoundReport], None],
+        on_round: OnRound,
     ) -> None:
         self._settings = settings
         n_users = scenario.n_users
-        if settings.mode == "buffered" and settings.buffer > n_users:
+        if settings.buffer > n_users:
             # A device contributes once to a version, and no deadline closes a round here.
             raise ParameterError(
                 f"buffer is {settings.buffer}; it must be at most {n_users}, the number of users"
             )
         rng = np.random.default_rng([settings.seed, 0])
-        table = initial_table(scenario.data.n_items, settings.dim, rng)
+        table = initial_table(scenario.data.n_items, settings.dim, rng, scale=settings.scale)
         self._start = initial_score_function(settings.dim, rng)
         self._devices = [VirtualDevice(scenario, user, settings.seed) for user in range(n_users)]
         self._device_of = {device.name: device for device in self._devices}
         self._rng = np.random.default_rng([settings.seed, 5])
-        sync = settings.mode == "sync"
-        strategy: Strategy = FedAvg() if sync else FedBuff(settings.staleness_exponent)
         self._core = AggregatorCore(
             RoundSettings(
-                buffer=n_users if sync else settings.buffer,
+                buffer=settings.buffer,
                 deadline_s=None,
                 max_staleness=settings.max_staleness,
                 population=n_users,
-                check_in_s=0.0 if sync else CHECK_IN_S,
+                check_in_s=CHECK_IN_S,
             ),
-            strategy,
+            FedBuff(settings.staleness_exponent),
             CoreState(instance=settings.seed, version=0, table=table),
         )
-        plan = _plan(settings, check_in_s=self._core.settings.check_in_s)
+        plan = make_plan(
+            settings.hyperparameters,
+            settings.taste,
+            encoding=settings.encoding,
+            check_in_s=self._core.settings.check_in_s,
+        )
         self._publication = Publication(scenario.data.item_keys, plan, self._start)
         self._head, self._download_bytes = self._published()
         self._receipt_bytes: int | None = None
+        self._evaluator = evaluator
         self._book = RoundBook(evaluator, on_round)
         self._queue: list[_Appointment] = []
         self._appointments = 0
@@ -118,24 +119,10 @@ class Simulation:
 
     # A pass that diverges is refused when its update is encoded.
     @np.errstate(over="ignore", invalid="ignore")
-    def run(self) -> None:
-        """Simulate all rounds."""
+    def run(self, *, users: bool = True) -> Outcome:  # noqa: ARG002 - a fleet in memory has them anyway
+        """Simulate all rounds, and give the best."""
         for device in self._devices:
             device.session.connected(self._now)
-        if self._settings.mode == "sync":
-            self._run_sync()
-        else:
-            self._run_buffered()
-
-    def _run_sync(self) -> None:
-        while self._book.done < self._settings.rounds:
-            self._now += 1.0
-            head = self._head
-            for device in self._devices:
-                self._carry_out(device, device.session.head_received(head, self._now))
-
-    def _run_buffered(self) -> None:
-        for device in self._devices:
             self._appoint(self._rng.uniform(0.0, CHECK_IN_S), device, None)
         while self._book.done < self._settings.rounds:
             appointment = heapq.heappop(self._queue)
@@ -149,6 +136,11 @@ class Simulation:
             wake_at = device.session.wake_at
             if wake_at is not None and device.outbox is None:
                 self._appoint(wake_at, device, None)
+        return self._evaluator.outcome()
+
+    def resume(self) -> int:
+        """Start anew: what is on its way at a moment is not kept."""
+        return 0
 
     def _appoint(self, at: float, device: VirtualDevice, train: Train | None) -> None:
         self._appointments += 1
@@ -157,10 +149,7 @@ class Simulation:
     def _carry_out(self, device: VirtualDevice, commands: list[Command]) -> None:
         for command in commands:
             if isinstance(command, Train):
-                if self._settings.mode == "sync":
-                    self._train(device, command)
-                else:
-                    self._appoint(self._now + self._rng.exponential(MEAN_PASS_S), device, command)
+                self._appoint(self._now + self._rng.exponential(MEAN_PASS_S), device, command)
             elif isinstance(command, PublishUpdate):
                 self._deliver(device)
             elif isinstance(command, Fetch):
@@ -215,14 +204,19 @@ class Simulation:
         return head, len(encode(head)) + sum(len(encode(chunk)) for chunk in chunks)
 
 
-def _plan(settings: SimulationSettings, *, check_in_s: float) -> Plan:
-    hyperparameters = settings.hyperparameters
+def make_plan(
+    hyperparameters: Hyperparameters, taste: TasteSettings, *, encoding: str, check_in_s: float
+) -> Plan:
+    """Give the training plan of a simulated fleet."""
     return Plan(
         lr=float(hyperparameters.lr),
         item_lr=float(hyperparameters.item_lr),
         negatives=hyperparameters.negatives,
         batch_size=hyperparameters.batch_size,
-        encoding=settings.encoding,
+        decay=float(hyperparameters.decay),
+        taste_recency=float(taste.recency),
+        taste_strength=float(taste.strength),
+        encoding=encoding,
         check_in_s=check_in_s,
         max_idle_passes=1_000_000,
     )

@@ -13,6 +13,7 @@ from tests.edge.builders import DIM, INCARNATION, INSTANCE, a_head, a_personal_s
 from trainer.local import LocalResult, local_pass
 from trainer.params import Floats, Hyperparameters, ScoreFunction
 from trainer.sampling import NegativeSampler
+from trainer.taste import TasteSettings
 
 
 def a_pass(table: Floats, seed: int = 0, item_lr: float = 1.0) -> LocalResult:
@@ -52,11 +53,20 @@ def test_view_lays_own_rows_over_the_shared_table() -> None:
 def test_of_takes_everything_from_the_pass() -> None:
     """Score function and own view of the touched rows."""
     result = a_pass(a_table())
-    personal = Personal.of(result)
+    personal = Personal.of(result, TasteSettings())
     assert personal.score_function is result.score_function
     np.testing.assert_array_equal(personal.own_rows, result.rows)
     np.testing.assert_array_equal(personal.own_values, result.values)
     np.testing.assert_array_equal(personal.view(a_table())[result.rows], result.values)
+
+
+def test_of_keeps_no_rows_where_the_view_is_by_taste() -> None:
+    """It is made from the shared table and the interactions, whenever it is needed."""
+    result = a_pass(a_table())
+    personal = Personal.of(result, TasteSettings(strength=0.5))
+    np.testing.assert_array_equal(personal.score_function.w, result.score_function.w)
+    assert personal.score_function.b == result.score_function.b
+    assert personal.view(a_table()).tobytes() == a_table().tobytes()
 
 
 @settings(max_examples=30, deadline=None)

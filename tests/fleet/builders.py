@@ -16,7 +16,9 @@ from trainer.sampling import Protocol
 
 DIM = 8
 INSTANCE = 77
-RUN_FILES = {"config.json", "metrics.jsonl", "summary.json", "model.npz", "candidates.npz"}
+RUN_FILES = {
+    "config.json", "metrics.jsonl", "summary.json", "model.npz", "candidates.npz", "ranks.npz",
+}  # fmt: skip
 _REPOSITORY = Path(__file__).resolve().parents[2]
 
 

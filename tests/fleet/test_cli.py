@@ -27,6 +27,7 @@ from tests.edge.running import wait_until
 from tests.fleet.builders import RUN_FILES, Call, Outcome, files_of, recompute, write_ratings
 
 COMMANDS = sorted(commands.commands)
+TRAINING = ("run", "simulate")
 QUICK = ("--protocol", "clean", "--rounds", 3, "--dim", 8)
 FIGURES = r"HR@10 [01]\.\d{4}, NDCG@10 [01]\.\d{4}"
 
@@ -98,7 +99,7 @@ def test_simulate_prints_the_figures_of_its_summary(call: Call, tmp_path: Path) 
     facts, summary = facts_of(found), summary_in(out)
     assert list(facts) == [
         "data", "best round", "own table", "shared table", "popularity", "full ranking",
-        "seconds a round", "bytes an update", "peak memory", "folder",
+        "an update reveals", "seconds a round", "bytes an update", "peak memory", "folder",
     ]  # fmt: skip
     assert (
         facts["data"] == f"synthetic: 200 users, 400 items, {summary['dataset']['interactions']} interactions"
@@ -142,17 +143,20 @@ def test_config_has_all_that_is_needed_to_repeat_the_run(call: Call, tmp_path: P
     assert config == {
         "command": "simulate",
         "data": str(data),
-        "preset": "paper",
+        "preset": "device",
         "protocol": "clean",
         "algorithm": "pfedrec",
-        "hyperparameters": {"lr": 0.1, "item_lr": 123.5, "negatives": 4, "batch_size": 256},
+        "hyperparameters": {"lr": 0.1, "item_lr": 123.5, "negatives": 8, "batch_size": 256, "decay": 0.1},
+        "taste": {"recency": 2.0, "strength": 1.0},
         "mode": "buffered",
         "buffer": 4,
         "max_staleness": 3,
-        "staleness_exponent": 0.5,
         "encoding": "int8",
         "rounds": 3,
         "dim": 8,
+        "scale": 0.1,
+        "noise": 0.0,
+        "select_by": "ndcg",
         "seed": 9,
     }
     summary = summary_in(tmp_path / "run")
@@ -235,7 +239,7 @@ def test_recompute_finds_the_full_ranking_from_the_data(
     found = recompute(tmp_path / "run", "--data", data)
 
     assert (found.code, found.err) == (0, "")
-    assert len(found.out.splitlines()) == 8
+    assert len(found.out.splitlines()) == 2 * 2 * 6
     assert all(line.endswith(" same") for line in found.out.splitlines())
 
 
@@ -271,16 +275,16 @@ def test_recompute_notices_a_changed_table(call: Call, tmp_path: Path) -> None:
 def test_recompute_adds_the_shift_of_an_own_view(call: Call, tmp_path: Path) -> None:
     """A run may hold one: in logits, added to the own scores, not to the shared ones."""
     out = tmp_path / "run"
-    simulate(call, out, "--save-users")
+    simulate(call, out, "--save-users", "--preset", "paper")
     with np.load(out / "users.npz") as users, np.load(out / "candidates.npz") as candidates:
         shift = np.zeros((200, 400), dtype=np.float32)
         np.put_along_axis(shift, candidates["test"][:, :1], np.float32(1e6), axis=1)
         np.savez(out / "users.npz", **users, shift=shift)
 
-    lines = [line.split() for line in recompute(out).out.splitlines()[:4]]
+    lines = [line.split() for line in recompute(out).out.splitlines()[:12]]
 
-    assert [line[3] for line in lines[:2]] == ["1.000000", "1.000000"]
-    assert [line[-1] for line in lines[2:]] == ["same", "same"]
+    assert [line[3] for line in lines[:6]] == ["1.000000"] * 6
+    assert [line[-1] for line in lines[6:]] == ["same"] * 6
 
 
 @pytest.mark.process
@@ -327,15 +331,16 @@ def test_file_that_is_no_use_is_a_sentence_and_a_code(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", TRAINING)
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (("--no-such",), ("No such option",)),
         (("--protocol", "honest"), ("--protocol", "'honest'")),
         (("--encoding", "float64"), ("--encoding", "'float64'")),
-        (("--algorithm", "fedmf"), ("--algorithm", "'fedmf'")),
-        (("--preset", "mine"), ("--preset", "'mine'")),
+        (("--set", "lr"), ("--set", "KEY=VALUE")),
+        (("--set", "lr=high"), ("lr must be a number",)),
+        (("--set", "speed=1"), ("unknown entry 'speed'",)),
         (("--buffer", 0), ("--buffer", "0")),
         (("--buffer", 1_000_001), ("1000001",)),
         (("--max-staleness", -1), ("--max-staleness", "-1")),
@@ -367,6 +372,14 @@ def test_option_out_of_range_is_a_sentence_and_changes_nothing(
         (("--rounds", 0), ("--rounds", "0")),
         (("--mode", "async"), ("--mode", "'async'")),
         (("--mode", "buffered", "--buffer", 201), ("buffer is 201; it must be at most 200",)),
+        (("--algorithm", "fedprox"), ("--algorithm", "'fedprox'")),
+        (("--algorithm", "fedmf"), ("a view by taste", "--preset paper")),
+        (("--algorithm", "fedmf", "--preset", "paper", "--mode", "buffered"), ("no algorithm of devices",)),
+        (("--algorithm", "ease", "--encoding", "int8"), ("ease has no fleet",)),
+        (("--mode", "buffered", "--workers", 2), ("--workers",)),
+        (("--mode", "buffered", "--resume"), ("--resume",)),
+        (("--mode", "buffered", "--set", "noise=1"), ("noise",)),
+        (("--set", "noise=-1"), ("noise is -1.0",)),
     ],
 )
 def test_option_of_simulate_out_of_range(
@@ -427,7 +440,7 @@ def test_option_that_is_required_is_named(call: Call, tmp_path: Path, command: s
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", TRAINING)
 def test_folder_that_holds_a_run_is_refused(call: Call, tmp_path: Path, command: str) -> None:
     """It stays as it is."""
     simulate(call, tmp_path / "run", "--seed", 1)

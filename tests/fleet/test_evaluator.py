@@ -12,8 +12,9 @@ from edge.fleet.scenario import Scenario
 from edge.scheduler import Progress
 from edge.session import Train
 from tests.fleet.builders import a_head, a_scenario, a_table
-from trainer.metrics import RankingMetrics
+from trainer.metrics import RankingMetrics, metrics_from_ranks
 from trainer.params import Floats, ScoreFunction
+from trainer.taste import TasteSettings, with_taste
 
 Scores = NDArray[np.float64]
 Ranks = Callable[[int, Scores], int]
@@ -155,15 +156,57 @@ def test_final_figures_are_those_of_a_plain_computation(trained: int) -> None:
     evaluator = Evaluator(scenario)
     evaluator.evaluate(1, 1, table, a_fleet(scenario, table, trained=trained), a_start(table))
 
-    views = evaluator.final()
+    outcome = evaluator.outcome()
 
-    assert set(views) == {"own", "shared"}
-    for name, view in views.items():
+    assert set(outcome.ranks) == {"own", "shared"}
+    for name, ranks in outcome.ranks.items():
         own = name == "own"
         sampled = plainly(evaluator.best, among_candidates(scenario), own=own)
         full = plainly(evaluator.best, in_the_catalogue(scenario), own=own)
-        assert figures(view.sampled) == pytest.approx(sampled, abs=1e-12)
-        assert figures(view.full) == pytest.approx(full, abs=1e-12)
+        assert figures(metrics_from_ranks(ranks.sampled)) == pytest.approx(sampled, abs=1e-12)
+        assert figures(metrics_from_ranks(ranks.full)) == pytest.approx(full, abs=1e-12)
+
+
+@pytest.mark.parametrize("recency", [0.0, 2.0])
+def test_own_view_by_taste_is_the_shared_one_with_its_shift(recency: float) -> None:
+    """The folder's shift is what the ranks are made of, and what the user's device would score."""
+    scenario = a_scenario(n_users=40)
+    table = a_table(scenario)
+    taste = TasteSettings(recency=recency, strength=0.7)
+    evaluator = Evaluator(scenario, taste=taste)
+    quality = evaluator.evaluate(1, 1, table, a_fleet(scenario, table, trained=30), a_start(table))
+
+    outcome = evaluator.outcome()
+
+    assert outcome.model is not None
+    assert outcome.model.shift is not None
+    assert list(outcome.model.own) == []
+    for user in (0, 7, 39):
+        own = ScoreFunction(w=outcome.model.W[user], b=float(outcome.model.b[user]))
+        on_device = with_taste(own, table, scenario.split.train[user], taste)
+        expected = table @ (on_device.w - own.w)
+        np.testing.assert_allclose(outcome.model.shift[user], expected, atol=1e-4)
+        scores = table.astype(np.float64) @ own.w + own.b + outcome.model.shift[user]
+        assert outcome.ranks["own"].sampled[user] == among_candidates(scenario)(user, scores)
+        assert outcome.ranks["own"].full[user] == in_the_catalogue(scenario)(user, scores)
+    assert figures(metrics_from_ranks(outcome.ranks["own"].sampled)) == pytest.approx(
+        figures(quality.test), abs=0.03
+    )
+
+
+def test_round_is_chosen_by_the_figure_that_the_preset_names() -> None:
+    """HR as the paper, or NDCG."""
+    scenario = a_scenario()
+    devices = a_fleet(scenario, a_table(scenario), trained=0)
+    by_hr, by_ndcg = Evaluator(scenario), Evaluator(scenario, select_by="ndcg")
+    seen = []
+    for number in range(1, 25):
+        table = a_table(scenario, seed=number)
+        for evaluator in (by_hr, by_ndcg):
+            quality = evaluator.evaluate(number, number, table, devices, a_start(table))
+        seen.append((quality.val.ndcg, number))
+    assert by_ndcg.best.round == max(seen)[1]
+    assert by_hr.best.round != by_ndcg.best.round, "the case is no case: both figures agree"
 
 
 def test_final_figures_count_ties_against_the_positive() -> None:
@@ -173,5 +216,6 @@ def test_final_figures_count_ties_against_the_positive() -> None:
     evaluator = Evaluator(scenario)
     evaluator.evaluate(1, 1, table, a_fleet(scenario, table, trained=0), a_start(table))
 
-    for view in evaluator.final().values():
-        assert figures(view.sampled) == figures(view.full) == (0.0, 0.0)
+    for ranks in evaluator.outcome().ranks.values():
+        for of_users in (ranks.sampled, ranks.full):
+            assert figures(metrics_from_ranks(of_users)) == (0.0, 0.0)

@@ -17,6 +17,7 @@ from edge.fleet.runfolder import FILES, RoundReport, RunFolder
 from edge.fleet.virtual import Simulation, SimulationSettings
 from tests.edge.disks import fill_disk, make_read_only, small_disk
 from tests.fleet.builders import DIM, RUN_FILES, a_scenario, files_of
+from trainer.metrics import metrics_from_ranks
 from trainer.params import initial_score_function, paper_hyperparameters
 
 FACTS = {"algorithm": "pfedrec", "mode": "sync", "encoding": "float32", "seed": 2}
@@ -36,7 +37,10 @@ class Run:
     def train(self) -> None:
         """Make all rounds."""
         hyperparameters = paper_hyperparameters(self.scenario.data.n_items)
-        settings = SimulationSettings(hyperparameters=hyperparameters, dim=DIM, rounds=ROUNDS, seed=2)
+        # A buffer of all devices: every round is one update of each.
+        settings = SimulationSettings(
+            hyperparameters=hyperparameters, dim=DIM, rounds=ROUNDS, seed=2, buffer=12
+        )
         Simulation(self.scenario, settings, self.evaluator, self._on_round).run()
 
     def _on_round(self, report: RoundReport) -> None:
@@ -45,7 +49,7 @@ class Run:
 
     def finish(self, *, save_users: bool = False) -> dict[str, Any]:
         """Write what is written at the end."""
-        return self.folder.finish(self.scenario, self.evaluator, FACTS, save_users=save_users)
+        return self.folder.finish(self.scenario, self.evaluator.outcome(), FACTS, save_users=save_users)
 
 
 def a_finished_run(path: Path, *, save_users: bool = False, overwrite: bool = False) -> Run:
@@ -76,7 +80,7 @@ def test_folder_holds_exactly_the_documented_files(tmp_path: Path) -> None:
     a_finished_run(tmp_path / "two", save_users=True)
 
     assert files_of(tmp_path / "one") == RUN_FILES
-    assert files_of(tmp_path / "two") == RUN_FILES | {"users.npz"} == set(FILES)
+    assert files_of(tmp_path / "two") == RUN_FILES | {"users.npz"} == set(FILES) - {"checkpoint.npz"}
 
 
 def test_config_is_what_was_given_and_the_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +136,7 @@ def test_summary_has_exactly_the_documented_keys(tmp_path: Path) -> None:
     summary = run.finish()
 
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary
-    figures = {"hr@10": None, "ndcg@10": None}
+    figures = {f"{name}@{k}": None for k in (5, 10, 20) for name in ("hr", "ndcg")}
     view = {"sampled": figures, "full": figures}
     assert keys_of(summary) == {
         "dataset": {"name": None, "users": None, "items": None, "interactions": None},
@@ -168,13 +172,17 @@ def test_summary_says_what_the_run_was(tmp_path: Path) -> None:
     assert {name: summary[name] for name in FACTS} == FACTS
     assert (summary["protocol"], summary["rounds"]) == ("clean", ROUNDS)
     assert summary["best_round"] == run.evaluator.best.round
-    own = run.evaluator.final()["own"]
-    assert summary["test"]["own"]["sampled"] == {"hr@10": own.sampled.hr, "ndcg@10": own.sampled.ndcg}
-    assert summary["test"]["own"]["full"] == {"hr@10": own.full.hr, "ndcg@10": own.full.ndcg}
+    ranks = run.evaluator.outcome().ranks["own"]
+    for ranking, of_users in (("sampled", ranks.sampled), ("full", ranks.full)):
+        for k in (5, 10, 20):
+            metrics = metrics_from_ranks(of_users, k)
+            found = summary["test"]["own"][ranking]
+            assert (found[f"hr@{k}"], found[f"ndcg@{k}"]) == (metrics.hr, metrics.ndcg)
     traffic = [report.traffic for report in run.reports]
     assert summary["bytes_up_per_update"] == sum(t.bytes_up for t in traffic) / (12 * ROUNDS)
     assert summary["bytes_down_per_device_round"] == sum(t.bytes_down for t in traffic) / (12 * ROUNDS)
-    assert summary["seconds_per_round"]["median"] == np.median([report.watch.total for report in run.reports])
+    seconds = np.median([report.watch.total for report in run.reports])
+    assert summary["seconds_per_round"]["median"] == pytest.approx(seconds, abs=1e-6)
     assert 10.0 < summary["peak_rss_mb"] < 10_000.0
 
 
@@ -199,6 +207,21 @@ def test_candidates_are_the_scenarios(tmp_path: Path) -> None:
     assert set(arrays) == {"val", "test"}
     assert np.array_equal(arrays["val"], run.scenario.val)
     assert np.array_equal(arrays["test"], run.scenario.test)
+
+
+def test_ranks_are_those_of_every_user(tmp_path: Path) -> None:
+    """In both views and both rankings, so that any other figure can be made of them."""
+    run = a_finished_run(tmp_path / "run")
+
+    arrays = arrays_of(tmp_path / "run" / "ranks.npz")
+
+    expected = run.evaluator.outcome().ranks
+    assert set(arrays) == {"user_keys", "own_sampled", "own_full", "shared_sampled", "shared_full"}
+    assert tuple(arrays["user_keys"].tolist()) == run.scenario.data.user_keys
+    for view in ("own", "shared"):
+        assert np.array_equal(arrays[f"{view}_sampled"], expected[view].sampled)
+        assert np.array_equal(arrays[f"{view}_full"], expected[view].full)
+        assert arrays[f"{view}_full"].dtype == np.int32
 
 
 def test_users_are_those_of_the_best_round(tmp_path: Path) -> None:
@@ -231,7 +254,7 @@ def test_users_who_have_not_trained_have_no_own_rows(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run", CONFIG, overwrite=False)
     evaluator = Evaluator(run.scenario)
     RoundBook(evaluator, folder.add_round).end(1, table, [first, *others], start)
-    folder.finish(run.scenario, evaluator, FACTS, save_users=True)
+    folder.finish(run.scenario, evaluator.outcome(), FACTS, save_users=True)
 
     arrays = arrays_of(tmp_path / "run" / "users.npz")
 

@@ -1,4 +1,4 @@
-"""The fleet on a virtual clock: the paper's rounds, asynchronous ones, and that a seed decides everything."""
+"""The fleet on a virtual clock: asynchronous rounds, and that a seed decides everything."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -11,20 +11,15 @@ from broker.aggregator.core import AggregatorCore, CloseRound, Command, ReplyRec
 from broker.protocol.messages import Update, encode
 from edge.fleet import virtual
 from edge.fleet.device import VirtualDevice
-from edge.fleet.evaluator import Evaluator, RoundQuality, Snapshot
+from edge.fleet.evaluator import Evaluator, Snapshot
+from edge.fleet.outcome import RoundQuality
 from edge.fleet.scenario import Scenario
-from edge.fleet.virtual import Mode, Simulation, SimulationSettings
+from edge.fleet.virtual import Simulation, SimulationSettings
 from tests.fleet.builders import DIM, a_scenario
 from trainer.errors import ParameterError
 from trainer.evaluation import popularity_metrics
-from trainer.local import local_pass
-from trainer.params import (
-    Floats,
-    ScoreFunction,
-    initial_score_function,
-    initial_table,
-    paper_hyperparameters,
-)
+from trainer.metrics import metrics_from_ranks
+from trainer.params import Floats, ScoreFunction, paper_hyperparameters
 
 if TYPE_CHECKING:
     from edge.fleet.runfolder import RoundReport
@@ -56,7 +51,7 @@ class Outcome:
         self.scenario = scenario
         self.history = History(scenario)
         self.reports: list[RoundReport] = []
-        usual: dict[str, Any] = {"dim": DIM, "rounds": ROUNDS, "seed": 2}
+        usual: dict[str, Any] = {"dim": DIM, "rounds": ROUNDS, "seed": 2, "buffer": 4}
         given = SimulationSettings(
             hyperparameters=paper_hyperparameters(scenario.data.n_items), **(usual | settings)
         )
@@ -108,57 +103,6 @@ def same(one: Outcome, other: Outcome) -> bool:
     )
 
 
-# -- in step ---------------------------------------------------------------------------------------
-
-
-def test_sync_is_a_plain_loop_of_passes_and_fedavg() -> None:
-    """The paper's algorithm written down: every round's table and score functions, to the last bit."""
-    scenario = a_scenario()
-    n_items, n_users = scenario.data.n_items, scenario.n_users
-    hyperparameters = paper_hyperparameters(n_items)
-    rng = np.random.default_rng([2, 0])
-    table = initial_table(n_items, DIM, rng)
-    functions = [initial_score_function(DIM, rng)] * n_users
-    streams = [np.random.default_rng([2, 3, user]) for user in range(n_users)]
-    for stream in streams:
-        stream.integers(1, 2**53)  # a device's incarnation
-
-    outcome = Outcome(scenario)
-
-    for snapshot in outcome.history.rounds:
-        total = np.zeros_like(table)
-        for user, stream in enumerate(streams):
-            result = local_pass(
-                table,
-                functions[user],
-                scenario.split.train[user],
-                scenario.sampler(user),
-                hyperparameters,
-                stream,
-            )
-            functions[user] = result.score_function
-            total[result.rows] += result.change
-            stream.random()  # when the device looks again
-        table = table + total * np.float32(1.0 / n_users)
-        assert np.array_equal(snapshot.table, table)
-        assert np.array_equal(snapshot.W, np.stack([function.w for function in functions]))
-
-
-def test_sync_round_is_one_version_and_one_update_a_device(books: Books) -> None:
-    """None is stale, rejected or a duplicate."""
-    scenario = a_scenario()
-
-    outcome = Outcome(scenario)
-
-    n_users = scenario.n_users
-    assert [(r.number, r.version) for r in outcome.reports] == [(n, n) for n in range(1, ROUNDS + 1)]
-    assert [report.traffic.updates for report in outcome.reports] == [n_users] * ROUNDS
-    assert [report.traffic.device_rounds for report in outcome.reports] == [n_users] * ROUNDS
-    assert [report.staleness_mean for report in outcome.reports] == [0.0] * ROUNDS
-    assert books.verdicts == {"accepted": n_users * ROUNDS}
-    assert books.closed == [n_users] * ROUNDS
-
-
 def test_bytes_up_are_those_of_the_encoded_updates(books: Books) -> None:
     """As they would travel."""
     outcome = Outcome(a_scenario())
@@ -166,15 +110,15 @@ def test_bytes_up_are_those_of_the_encoded_updates(books: Books) -> None:
     assert sum(r.traffic.bytes_up for r in outcome.reports) == sum(len(encode(u)) for u in books.updates)
 
 
-def test_bytes_down_are_those_of_a_table_for_each_device() -> None:
+def test_bytes_down_are_those_of_a_table_for_each_download() -> None:
     """And a head and a receipt, which are small."""
     scenario = a_scenario()
     outcome = Outcome(scenario)
 
     table_bytes = 4 * scenario.data.n_items * DIM
     for report in outcome.reports:
-        per_device = report.traffic.bytes_down / scenario.n_users
-        assert table_bytes < per_device < table_bytes + 2000
+        per_download = report.traffic.bytes_down / report.traffic.device_rounds
+        assert table_bytes < per_download < table_bytes + 2000
 
 
 def test_watch_covers_the_parts_of_a_round() -> None:
@@ -185,14 +129,11 @@ def test_watch_covers_the_parts_of_a_round() -> None:
         assert sum(parts) <= report.watch.total
 
 
-# -- asynchronous ----------------------------------------------------------------------------------
-
-
 def test_buffered_rounds_take_a_full_buffer_each(books: Books) -> None:
     """So there are as many versions as the counted updates fill buffers."""
     scenario = a_scenario(n_users=40)
 
-    outcome = Outcome(scenario, mode="buffered", buffer=8)
+    outcome = Outcome(scenario, buffer=8)
 
     assert set(books.closed) == {8}
     assert outcome.reports[-1].version == len(books.closed) == books.verdicts["accepted"] // 8
@@ -203,7 +144,7 @@ def test_buffered_round_of_the_results_is_as_many_updates_as_devices(books: Book
     """Also where the buffer does not divide their number: rounded up to a version, without drift."""
     scenario = a_scenario(n_users=40)
 
-    outcome = Outcome(scenario, mode="buffered", buffer=7, rounds=7)
+    outcome = Outcome(scenario, buffer=7, rounds=7)
 
     assert [report.version for report in outcome.reports] == [-(-40 * n // 7) for n in range(1, 8)]
 
@@ -212,7 +153,7 @@ def test_buffered_updates_all_have_one_verdict(books: Books) -> None:
     """Those made are those counted and those stale; the run ends as a round closes, so none is open."""
     scenario = a_scenario(n_users=40)
 
-    outcome = Outcome(scenario, mode="buffered", buffer=4, max_staleness=1)
+    outcome = Outcome(scenario, buffer=4, max_staleness=1)
 
     made = sum(report.traffic.updates for report in outcome.reports)
     assert made == books.verdicts.total() == books.verdicts["accepted"] + books.verdicts["stale"]
@@ -225,7 +166,7 @@ def test_buffered_counts_no_update_beyond_the_maximum_staleness(books: Books, ma
     """And those below it are as stale as the reports say."""
     scenario = a_scenario(n_users=40)
 
-    outcome = Outcome(scenario, mode="buffered", buffer=4, max_staleness=max_staleness)
+    outcome = Outcome(scenario, buffer=4, max_staleness=max_staleness)
 
     assert max(books.staleness) <= max_staleness
     mean = np.mean([report.staleness_mean for report in outcome.reports])
@@ -236,7 +177,7 @@ def test_buffered_counts_no_update_beyond_the_maximum_staleness(books: Books, ma
 
 def test_buffered_devices_send_each_number_once(books: Books) -> None:
     """Numbers grow by one, and a device contributes at most once to a version."""
-    Outcome(a_scenario(n_users=40), mode="buffered", buffer=8)
+    Outcome(a_scenario(n_users=40), buffer=8)
 
     by_device: dict[int, list[Update]] = {}
     for update in books.updates:
@@ -251,31 +192,21 @@ def test_buffered_devices_send_each_number_once(books: Books) -> None:
 def test_buffer_that_never_fills_is_refused(buffer: int) -> None:
     """Each device contributes once to a version, so more than all of them never come."""
     with pytest.raises(ParameterError, match=f"buffer is {buffer}; it must be at most 40"):
-        Outcome(a_scenario(n_users=40), mode="buffered", buffer=buffer)
+        Outcome(a_scenario(n_users=40), buffer=buffer)
 
 
 def test_buffer_of_all_devices_is_allowed() -> None:
     """It waits for everybody."""
-    outcome = Outcome(a_scenario(n_users=40), mode="buffered", buffer=40, rounds=2)
+    outcome = Outcome(a_scenario(n_users=40), buffer=40, rounds=2)
 
     assert [report.version for report in outcome.reports] == [1, 2]
 
 
-def test_buffer_does_not_matter_in_step() -> None:
-    """All devices close a round, whatever its default is."""
-    scenario = a_scenario()
-    assert same(Outcome(scenario, buffer=1), Outcome(scenario, buffer=1000))
-
-
-# -- both ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("mode", ["sync", "buffered"])
 @pytest.mark.parametrize("encoding", ["float32", "int8"])
-def test_seed_decides_everything(mode: Mode, encoding: str) -> None:
+def test_seed_decides_everything(encoding: str) -> None:
     """The same one gives the same tables to the last bit, another one others."""
     scenario = a_scenario()
-    settings = {"mode": mode, "encoding": encoding, "buffer": 4}
+    settings = {"encoding": encoding}
 
     assert same(Outcome(scenario, **settings), Outcome(scenario, **settings))
     assert not same(Outcome(scenario, **settings), Outcome(scenario, **settings, seed=3))
@@ -284,7 +215,7 @@ def test_seed_decides_everything(mode: Mode, encoding: str) -> None:
 def test_int8_comes_to_nearly_the_table_of_float32() -> None:
     """The first round differs by the rounding alone: half a level of 127 of each row's largest change."""
     scenario = a_scenario(n_users=40)
-    exact, rounded = Outcome(scenario), Outcome(scenario, encoding="int8")
+    exact, rounded = (Outcome(scenario, encoding=each, buffer=40) for each in ("float32", "int8"))
     first, other = exact.history.rounds[0], rounded.history.rounds[0]
     changes = np.zeros(len(first.table))
     for result in first.results:
@@ -306,17 +237,14 @@ def test_int8_updates_are_a_fraction_of_the_size() -> None:
     assert 3 * rounded.reports[0].traffic.bytes_up < exact.reports[0].traffic.bytes_up
 
 
-@pytest.mark.parametrize(
-    "settings", [{"mode": "sync"}, {"mode": "buffered", "encoding": "int8"}], ids=["sync", "buffered"]
-)
-def test_both_modes_learn_what_popularity_does_not_know(settings: dict[str, Any]) -> None:
+def test_it_learns_what_popularity_does_not_know() -> None:
     """On data with a structure the shared table ranks far better, without help from held-out items."""
     scenario = a_scenario(n_users=None, seed=0)
 
-    outcome = Outcome(scenario, **settings, dim=32, rounds=40)
+    outcome = Outcome(scenario, encoding="int8", dim=32, rounds=40, buffer=32)
 
     popularity = popularity_metrics(scenario.split, scenario.test)
-    shared = outcome.history.final()["shared"].sampled
+    shared = metrics_from_ranks(outcome.history.outcome().ranks["shared"].sampled)
     assert shared.hr > 1.6 * popularity.hr
     assert shared.ndcg > 1.6 * popularity.ndcg
 
@@ -325,7 +253,7 @@ def test_both_modes_learn_what_popularity_does_not_know(settings: dict[str, Any]
     ("settings", "words"),
     [
         ({"max_staleness": 100_001}, "max_staleness is 100001"),
-        ({"mode": "buffered", "buffer": 0}, "buffer is 0"),
+        ({"buffer": 0}, "buffer is 0"),
         ({"dim": 0}, "dim is 0"),
     ],
 )

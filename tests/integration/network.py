@@ -367,7 +367,7 @@ class Device(Process):
             sent = replace(result, rows=result.rows + len(ITEM_KEYS)) if self._spoils else result
             update = (command.seq, encode(make_update(model.head, self._incarnation, command.seq, sent)))
         self.step()
-        self.store.save_pass(Personal.of(result), command.progress, update)
+        self.store.save_pass(Personal.of(result, model.head.plan.taste), command.progress, update)
         if update is not None:
             self._witness.update_stored((self.name, self._incarnation, update[0]), update[1])
         self.step()

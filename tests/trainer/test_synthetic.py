@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 
 from trainer.aggregation import Accumulator, FedAvg
+from trainer.algorithms import Shared
+from trainer.algorithms.linear import LinearScoring
 from trainer.errors import ParameterError
-from trainer.evaluation import Population, popularity_metrics, sampled_metrics
+from trainer.evaluation import OwnRowsView, SharedView, popularity_metrics, sampled_ranks
 from trainer.local import local_pass
+from trainer.metrics import metrics_from_ranks
 from trainer.params import initial_score_function, initial_table, paper_hyperparameters
 from trainer.sampling import NegativeSampler
 from trainer.splits import MIN_INTERACTIONS, leave_one_out, sampled_candidates
@@ -127,13 +130,16 @@ def _hit_ratios(seed: int, *, rounds: int) -> tuple[float, float, float]:
             updates.add(result.rows, result.change, server.weight(0))
         functions = [result.score_function for result in results]
         trained_on, table = table, table + server.change(updates, data.n_users)
-    population = Population(
-        W=np.stack([function.w for function in functions]),
-        b=np.array([function.b for function in functions], dtype=np.float32),
-        own=results,
+    W = np.stack([function.w for function in functions])
+    b = np.array([function.b for function in functions], dtype=np.float32)
+    before, after = (
+        SharedView(scoring=LinearScoring(), shared=Shared(table=each), W=W, b=b)
+        for each in (trained_on, table)
     )
-    own = sampled_metrics(trained_on, population, [candidates], own=True)[0].hr
-    shared = sampled_metrics(table, population, [candidates], own=False)[0].hr
+    own, shared = (
+        metrics_from_ranks(sampled_ranks(view, candidates)[0]).hr
+        for view in (OwnRowsView(base=before, own=results), after)
+    )
     return own, shared, popularity_metrics(split, candidates).hr
 
 

@@ -26,6 +26,14 @@ class Accumulator:
         self.weight = 0.0
         self.count = 0
 
+    @classmethod
+    def into(cls, buffer: Floats) -> "Accumulator":
+        """Give one that adds up in `buffer`, shape (n_items, dim), float32, which is set to zero."""
+        accumulator = cls(0, buffer.shape[1])
+        buffer.fill(0.0)
+        accumulator._sum = buffer
+        return accumulator
+
     def add(self, rows: Rows, change: Floats, weight: float) -> None:
         """Add ``weight · change`` at `rows` (distinct, shape (n,)); change has shape (n, dim)."""
         if change.shape != (rows.size, self._sum.shape[1]):
@@ -38,6 +46,12 @@ class Accumulator:
         self._sum[rows] = renewed
         self.weight += weight
         self.count += 1
+
+    def merge(self, partial: Floats, weight: float, count: int) -> None:
+        """Add another accumulator's sum, shape (n_items, dim), with its weight and count."""
+        self._sum += partial
+        self.weight += weight
+        self.count += count
 
     def scaled(self, factor: float) -> Floats:
         """Give ``factor`` times the sum, as a new array of shape (n_items, dim), float32."""

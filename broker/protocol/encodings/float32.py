@@ -33,6 +33,6 @@ class Float32:
         require_bounded(values, "values")
         return SparseChange(rows=rows, change=values.reshape(rows.size, dim))
 
-    def body_bytes(self, n_rows: int, dim: int) -> int:
-        """See `Encoding.body_bytes`."""
-        return n_rows * (4 + 4 * dim)
+    def array_bytes(self, n_rows: int, dim: int) -> dict[str, int]:
+        """See `Encoding.array_bytes`."""
+        return {"rows": 4 * n_rows, "values": 4 * n_rows * dim}

@@ -48,6 +48,6 @@ class Int8:
         change = body["values"].reshape(rows.size, dim) * scales[:, None]
         return SparseChange(rows=rows, change=change.astype(np.float32, copy=False))
 
-    def body_bytes(self, n_rows: int, dim: int) -> int:
-        """See `Encoding.body_bytes`."""
-        return n_rows * (4 + 4 + dim)
+    def array_bytes(self, n_rows: int, dim: int) -> dict[str, int]:
+        """See `Encoding.array_bytes`."""
+        return {"rows": 4 * n_rows, "scales": 4 * n_rows, "values": n_rows * dim}

@@ -63,8 +63,8 @@ class Encoding(Protocol):
         """
         ...
 
-    def body_bytes(self, n_rows: int, dim: int) -> int:
-        """Give the size of the body's arrays without building them."""
+    def array_bytes(self, n_rows: int, dim: int) -> dict[str, int]:
+        """Give the sizes of the body's arrays by name without building them."""
         ...
 
 

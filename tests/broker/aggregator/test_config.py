@@ -7,20 +7,23 @@ import pytest
 from broker import configfile
 from broker.aggregator.config import AggregatorConfig
 from broker.errors import ConfigError
+from broker.presets import load_preset
 from broker.protocol.encodings import ENCODINGS
 from trainer.aggregation import FedAvg, FedBuff
 from trainer.errors import ParameterError
 
 
-def test_defaults_with_a_fleet_are_the_papers_on_our_own_broker() -> None:
+def test_defaults_with_a_fleet_are_the_device_presets_on_our_own_broker() -> None:
     """Only the fleet's name has no default."""
     config = AggregatorConfig(fleet="shop")
 
     assert (config.broker, config.port, config.buffer, config.encoding) == ("auto", 1883, 32, "int8")
     assert config.make_strategy() == FedBuff(0.5)
     plan = config.plan(1682)
-    assert (plan.lr, plan.negatives, plan.batch_size) == (0.1, 4, 256)
-    assert plan.item_lr == pytest.approx(0.1 * 1682 * 80 - 0.1)
+    preset = load_preset("device", "pfedrec")
+    assert plan.hyperparameters == preset.hyperparameters(1682)
+    assert plan.taste == preset.taste(timed=True)
+    assert config == AggregatorConfig.from_preset(preset, plan.taste, fleet="shop")
     assert (plan.encoding, plan.check_in_s, plan.max_idle_passes) == ("int8", 30.0, 100)
 
 

@@ -83,8 +83,12 @@ def sparse_changes(
 @st.composite
 def plans(draw: st.DrawFn) -> Plan:
     """Training plans."""
+    lr = draw(st.floats(0.0, 1e9))
     return Plan(
-        lr=draw(st.floats(0.0, 1e9)),
+        lr=lr,
+        decay=draw(st.floats(0.0, 1e9).filter(lambda decay: lr * decay <= 1.0) | st.just(0.0)),
+        taste_recency=draw(st.floats(0.0, 1e6)),
+        taste_strength=draw(st.floats(0.0, 100.0)),
         item_lr=draw(st.floats(0.0, 1e9)),
         negatives=draw(st.integers(1, 1000)),
         batch_size=draw(st.integers(1, 65536)),

@@ -25,6 +25,7 @@ from broker.protocol.messages import (
 from tests.broker.protocol.golden import GOLDEN, HEAD
 from tests.broker.protocol.strategies import plans
 from trainer.params import Hyperparameters
+from trainer.taste import TasteSettings
 
 PLAN = HEAD.plan
 CHUNK, STATUS, UPDATE, RECEIPT = (GOLDEN[name] for name in ("chunk", "status", "update-float32", "receipt"))
@@ -92,6 +93,10 @@ REFUSED: list[tuple[Message | Plan, str, list[object]]] = [
     (PLAN, "encoding", IDENTIFIERS),
     (PLAN, "check_in_s", real(0.0, 604800.0)),
     (PLAN, "max_idle_passes", integer(1, 1_000_000)),
+    # A step must not take away more than there is: lr · decay is at most 1, and this lr is 0.1.
+    (PLAN, "decay", real(0.0, 10.0)),
+    (PLAN, "taste_recency", real(0.0, 1e6)),
+    (PLAN, "taste_strength", real(0.0, 100.0)),
     (HEAD, "instance", integer(0, MAX_U64)),
     (HEAD, "session", integer(0, MAX_SEQ)),
     (HEAD, "version", integer(0, MAX_SEQ)),
@@ -263,5 +268,10 @@ def test_update_takes_any_mapping() -> None:
 def test_plan_has_hyperparameters(plan: Plan) -> None:
     """Every plan that may travel gives settings that a local pass takes."""
     assert plan.hyperparameters == Hyperparameters(
-        lr=plan.lr, item_lr=plan.item_lr, negatives=plan.negatives, batch_size=plan.batch_size
+        lr=plan.lr,
+        item_lr=plan.item_lr,
+        negatives=plan.negatives,
+        batch_size=plan.batch_size,
+        decay=plan.decay,
     )
+    assert plan.taste == TasteSettings(recency=plan.taste_recency, strength=plan.taste_strength)
