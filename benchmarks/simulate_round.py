@@ -3,8 +3,8 @@
     OPENBLAS_NUM_THREADS=1 taskset -c 0 python benchmarks/simulate_round.py RATINGS [ROUNDS]
 
 *bare* is the loop over the local passes, FedAvg and the evaluation; *in step* is ``edge-fleet simulate``;
-*sessions* is ``--mode buffered`` with float32: as many passes, with every device's session, every update encoded,
-checked and answered by the core.
+*sessions* is ``--mode buffered`` with float32: as many passes, with every device's session, every update
+encoded, checked and answered by the core.
 """
 
 import sys

@@ -27,6 +27,8 @@ _EXTRA_OF_MODULE = {
     "sqlalchemy": "aggregator",
     "amqtt": "aggregator",
     "aiomqtt": "fleet",
+    "matplotlib": "report",
+    "sklearn": "report",
     "tensorflow": "firmware",
 }
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
@@ -82,7 +84,9 @@ def _say_missing(prog: str, error: ModuleNotFoundError) -> ExitCode:
     module = (error.name or "").split(".")[0]
     if module in _EXTRA_OF_MODULE:
         # The fleet's extra includes the aggregator's.
-        extra = "fleet" if prog == "edge-fleet" else _EXTRA_OF_MODULE[module]
+        extra = _EXTRA_OF_MODULE[module]
+        if prog == "edge-fleet" and extra == "aggregator":
+            extra = "fleet"
         missing = MissingExtraError(extra, module)
         return _say(prog, str(missing), exit_code_of(missing))
     return _say_unknown(prog, error)
@@ -163,9 +167,11 @@ class Setting(click.ParamType[tuple[str, Any]]):
 def toml_value(text: str) -> Any:
     """Read one value as TOML has it; text that is none is given back as it is."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, KeyError):
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
         return text
+    # A text of several lines could hold more than the one value.
+    return parsed["value"] if len(parsed) == 1 else text
 
 
 def echo_json(value: Mapping[str, Any] | Sequence[Any]) -> None:

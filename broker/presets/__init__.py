@@ -59,6 +59,11 @@ class Preset:
             raise ParameterError(f"lr_eta is {self.lr_eta}; it must lie between 0 and 1e6")
         if self.select_by not in get_args(SelectBy):
             raise ParameterError(f"select_by is {self.select_by!r}; it must be hr or ndcg")
+        # Checked by name here: where it takes effect it is a taste's strength like the other.
+        if not 0.0 <= self.untimed_taste_strength <= 100.0:
+            raise ParameterError(
+                f"untimed_taste_strength is {self.untimed_taste_strength}; it must lie between 0 and 100"
+            )
         require_noise(self.noise)
         _ = (self.hyperparameters(1), self.taste(timed=True), self.taste(timed=False))
 
@@ -98,7 +103,10 @@ def load_preset(name: str, algorithm: str, overrides: Mapping[str, Any] | None =
         raise ConfigError(f"preset {name} is not valid TOML: {error}") from error
     values = {key: value for key, value in parsed.items() if not isinstance(value, dict)}
     for table in (algorithm.partition("+")[0], algorithm):
-        values |= parsed.get(table, {})
+        entries = parsed.get(table, {})
+        if not isinstance(entries, dict):
+            raise ConfigError(f"preset {name}: {table} must be a table, not {entries!r}")
+        values |= entries
     preset = _built(values, f"preset {name}", ConfigError)
     return _built(dataclasses.asdict(preset) | dict(overrides or {}), "", ParameterError)
 

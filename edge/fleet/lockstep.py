@@ -214,6 +214,7 @@ class Lockstep:
             ),
             ranks=ranks,
             recovered_f1=float(np.mean([f1 for each in passes for f1 in each.recovered_f1])),
+            workers_rss_mb=workers.peak_rss_mb(),
         )
 
     # -- going on after an end in mid-run -----------------------------------------------------------
@@ -256,7 +257,8 @@ class Lockstep:
                     after=_State.read(content, "after"),
                 )
                 now.put(self._arrays, done + 1)
-        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        # What numpy and zipfile say of damaged bytes; a RuntimeError is about an archive's flags.
+        except (ValueError, KeyError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
             raise CorruptError(
                 f"{path} is no checkpoint of this run ({error}); start anew with --overwrite"
             ) from error

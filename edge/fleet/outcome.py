@@ -56,6 +56,8 @@ class Outcome:
         How well an aggregator tells users' positives from single updates of that round; None: not tried.
     description : str
         What is special about the round, for people.
+    workers_rss_mb : float
+        Peak memory of the processes that helped, in MiB.
     """
 
     round: int
@@ -64,3 +66,4 @@ class Outcome:
     model: FleetModel | None = None
     recovered_f1: float | None = None
     description: str = ""
+    workers_rss_mb: float = 0.0

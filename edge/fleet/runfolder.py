@@ -247,7 +247,7 @@ class RunFolder:
             **({} if outcome.recovered_f1 is None else {"positives_recovered_f1": outcome.recovered_f1}),
             "bytes_up_per_update": traffic.bytes_up / max(1, traffic.updates),
             "bytes_down_per_device_round": traffic.bytes_down / max(1, traffic.device_rounds),
-            "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 + outcome.workers_rss_mb,
         }
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import resource
 import signal
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
@@ -11,6 +12,8 @@ from broker.errors import PFedRecError, WorkerDiedError
 from edge.fleet.cohort import Cohort
 
 MakeCohort = Callable[[int], Cohort]
+_PEAK_MEMORY = "peak memory"
+"""What a worker is asked about itself, not about its cohorts."""
 
 
 class Workers:
@@ -57,6 +60,24 @@ class Workers:
         """
         if self._local:
             return [getattr(cohort, method)(*arguments, **options) for cohort in self._local]
+        answers = [answer for share in self._ask(method, arguments, options) for answer in share]
+        return [
+            answer for _, answer in sorted(zip(self._order, answers, strict=True), key=lambda pair: pair[0])
+        ]
+
+    def peak_rss_mb(self) -> float:
+        """Give the sum of the worker processes' peak memory, in MiB; 0 when this process does the work.
+
+        Memory that processes share is counted in each that has used it.
+
+        Raises
+        ------
+        WorkerDiedError
+        """
+        return sum(self._ask(_PEAK_MEMORY, (), {}), 0.0)
+
+    def _ask(self, method: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> list[Any]:
+        """Have all processes do the same, and give their answers."""
         for pipe in self._pipes:
             try:
                 pipe.send((method, arguments, options))
@@ -67,17 +88,16 @@ class Workers:
         for pipe in self._pipes:
             try:
                 outcome = pipe.recv()
-            except EOFError:
+            # One that dies with a question unread resets the pipe instead of ending it.
+            except (EOFError, OSError):
                 raise WorkerDiedError("a worker process has ended; see whether memory ran out") from None
             if isinstance(outcome, BaseException):
                 failure = failure or outcome
             else:
-                answers += outcome
+                answers.append(outcome)
         if failure is not None:
             raise failure
-        return [
-            answer for _, answer in sorted(zip(self._order, answers, strict=True), key=lambda pair: pair[0])
-        ]
+        return answers
 
     def close(self) -> None:
         """End the processes."""
@@ -100,10 +120,18 @@ def _serve(
     while True:
         try:
             method, arguments, options = pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):
             os._exit(0)
+        outcome: Any
         try:
-            outcome: Any = [getattr(cohort, method)(*arguments, **options) for cohort in cohorts]
+            if method == _PEAK_MEMORY:
+                outcome = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            else:
+                outcome = [getattr(cohort, method)(*arguments, **options) for cohort in cohorts]
         except PFedRecError as error:
             outcome = error
-        pipe.send(outcome)
+        try:
+            pipe.send(outcome)
+        except OSError:
+            # Nobody is waiting for the answer any more.
+            os._exit(0)

@@ -272,6 +272,19 @@ def test_recompute_notices_a_changed_table(call: Call, tmp_path: Path) -> None:
 
 
 @pytest.mark.process
+@pytest.mark.parametrize("algorithm", ["fedncf", "fedncf+dualper"])
+def test_recompute_refuses_a_neural_network(call: Call, tmp_path: Path, algorithm: str) -> None:
+    """Rather than call every figure wrong."""
+    out = tmp_path / "run"
+    simulate(call, out, "--save-users", "--preset", "paper", "--algorithm", algorithm)
+
+    found = recompute(out)
+
+    assert (found.code, found.out) == (2, "")
+    assert "neural network" in found.err
+
+
+@pytest.mark.process
 def test_recompute_adds_the_shift_of_an_own_view(call: Call, tmp_path: Path) -> None:
     """A run may hold one: in logits, added to the own scores, not to the shared ones."""
     out = tmp_path / "run"
