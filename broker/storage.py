@@ -154,6 +154,25 @@ def exclusive(path: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def hold(path: Path) -> int:
+    """Lock a directory as it is, without a file in it; give the handle, whose closing ends it.
+
+    Raises
+    ------
+    InUseError
+        When another process, or another handle of this one, holds it.
+    NotWritableError
+    """
+    with named_failures(path):
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _lock(handle, path)
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
 def is_in_use(path: Path) -> bool:
     """Tell whether a process holds the directory's lock: a look, which may be out of date at once."""
     try:

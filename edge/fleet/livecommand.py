@@ -1,6 +1,7 @@
 """A live run from beginning to end: data, aggregator, devices, and the folder; and the books at its close."""
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,6 @@ async def run_live(
         "data_sha256": scenario.sha256,
         "concurrency": concurrency,
     }
-    folder = RunFolder(out, {"command": "run"} | facts, overwrite=overwrite)
     evaluator = Evaluator(scenario, taste=taste, select_by=preset.select_by)
     devices = [VirtualDevice(scenario, user, options.seed) for user in range(scenario.n_users)]
     progress = Progress(options.versions, "versions")
@@ -132,21 +132,22 @@ async def run_live(
         versions=options.versions,
         concurrency=concurrency,
     )
-    if not own_broker:
-        await forget_earlier_run(address, options.fleet)
-    with aggregator_process(
-        directory, config, scenario.data.item_keys, dim=preset.dim, scale=preset.scale, seed=options.seed
-    ) as aggregator:
-        say(f"{scenario.n_users} devices of fleet {options.fleet} at {address}")
-        fleet = LiveFleet(
-            settings, devices, aggregator, evaluator, lambda v: progress.update(v, quality), on_round
-        )
-        try:
-            await fleet.run()
-        finally:
-            progress.close()
-    ledger = _balanced(aggregator, devices)
-    summary = folder.finish(scenario, evaluator.outcome(), facts, save_users=save_users)
+    with closing(RunFolder(out, {"command": "run"} | facts, overwrite=overwrite)) as folder:
+        if not own_broker:
+            await forget_earlier_run(address, options.fleet)
+        with aggregator_process(
+            directory, config, scenario.data.item_keys, dim=preset.dim, scale=preset.scale, seed=options.seed
+        ) as aggregator:
+            say(f"{scenario.n_users} devices of fleet {options.fleet} at {address}")
+            fleet = LiveFleet(
+                settings, devices, aggregator, evaluator, lambda v: progress.update(v, quality), on_round
+            )
+            try:
+                await fleet.run()
+            finally:
+                progress.close()
+        ledger = _balanced(aggregator, devices)
+        summary = folder.finish(scenario, evaluator.outcome(), facts, save_users=save_users)
     return LiveOutcome(scenario=scenario, summary=summary, ledger=ledger)
 
 

@@ -5,7 +5,9 @@
 """
 
 import json
+import os
 import resource
+import weakref
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.errors import AlreadyInitialisedError, CorruptError
-from broker.storage import make_directory, named_failures, read_file, write_atomically
+from broker.storage import hold, make_directory, named_failures, read_file, write_atomically
 from edge.fleet.outcome import FleetModel, Outcome, RoundQuality
 from edge.fleet.scenario import Scenario
 from trainer.errors import ParameterError
@@ -94,7 +96,9 @@ class RunFolder:
     ------
     AlreadyInitialisedError
         When the folder holds a run and neither `overwrite` nor `resume` is given, or a finished one; nothing
-        is changed.
+        is changed; also when it is a device's or an aggregator's directory.
+    InUseError
+        When another process writes a run into it.
     ParameterError
         When the run to resume was begun with another `config`.
     DiskFullError, NotWritableError
@@ -112,7 +116,13 @@ class RunFolder:
             )
         if resume and "summary.json" in present:
             raise AlreadyInitialisedError(f"{path} holds a finished run; there is nothing to resume")
+        if (path / "config.toml").exists():
+            raise AlreadyInitialisedError(
+                f"{path} is the directory of a device or an aggregator; choose another --out"
+            )
         make_directory(path)
+        # Until it is closed or forgotten, or the process ends, however that ends.
+        self._release = weakref.finalize(self, os.close, hold(path))
         self._totals = Totals()
         packages = {"python": python_version()} | {name: _version(name) for name in _PACKAGES}
         self._config = {**config, "packages": packages}
@@ -218,6 +228,10 @@ class RunFolder:
         with named_failures(self.path):
             (self.path / CHECKPOINT).unlink(missing_ok=True)
         return summary
+
+    def close(self) -> None:
+        """Let others write into the folder."""
+        self._release()
 
     def _summary(self, scenario: Scenario, outcome: Outcome, facts: Mapping[str, Any]) -> dict[str, Any]:
         seconds, watches, traffic = self._totals.seconds, self._totals.watches, self._totals.traffic

@@ -1,6 +1,7 @@
 """A simulation from beginning to end: data, settings, the engine that the mode asks for, and the folder."""
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -126,13 +127,13 @@ def run_simulation(
 
     # An engine checks its settings when it is made: before anything is written.
     engine = _engine(options, preset, hyperparameters, taste, scenario, on_round, out)
-    folder = RunFolder(out, config | facts, overwrite=overwrite, resume=resume)
-    if resume:
-        folder.resume_at(engine.resume())
-    outcome = engine.run(users=save_users)
-    if bar is not None:
-        bar.close()
-    summary = folder.finish(scenario, outcome, facts, save_users=save_users)
+    with closing(RunFolder(out, config | facts, overwrite=overwrite, resume=resume)) as folder:
+        if resume:
+            folder.resume_at(engine.resume())
+        outcome = engine.run(users=save_users)
+        if bar is not None:
+            bar.close()
+        summary = folder.finish(scenario, outcome, facts, save_users=save_users)
     return Simulated(scenario=scenario, summary=summary)
 
 

@@ -1,6 +1,8 @@
 """A run's folder: exactly the files and keys that are documented, whole or not at all, and nobody else's."""
 
 import json
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from broker.errors import AlreadyInitialisedError, DiskFullError, NotWritableError
+from broker.errors import AlreadyInitialisedError, DiskFullError, InUseError, NotWritableError
 from edge.fleet import runfolder
 from edge.fleet.device import VirtualDevice
 from edge.fleet.evaluator import Evaluator
@@ -50,6 +52,14 @@ class Run:
     def finish(self, *, save_users: bool = False) -> dict[str, Any]:
         """Write what is written at the end."""
         return self.folder.finish(self.scenario, self.evaluator.outcome(), FACTS, save_users=save_users)
+
+
+@contextmanager
+def a_run(path: Path) -> Iterator[Run]:
+    """Begin a run whose folder is let go at the end."""
+    run = Run(path)
+    with closing(run.folder):
+        yield run
 
 
 def a_finished_run(path: Path, *, save_users: bool = False, overwrite: bool = False) -> Run:
@@ -312,6 +322,27 @@ def test_run_that_comes_to_nothing_leaves_the_folder_as_it_was(tmp_path: Path, *
     assert {name: (path / name).read_bytes() for name in files_of(path)} == before
 
 
+def test_folder_that_another_run_writes_is_refused(tmp_path: Path) -> None:
+    """Also with --overwrite: two runs would mix. When the first is closed, it may be used."""
+    first = Run(tmp_path / "run")
+
+    with pytest.raises(InUseError, match="in use by another process"):
+        RunFolder(tmp_path / "run", CONFIG, overwrite=True)
+
+    first.folder.close()
+    RunFolder(tmp_path / "run", CONFIG, overwrite=True)
+
+
+def test_directory_of_a_device_or_an_aggregator_is_refused(tmp_path: Path) -> None:
+    """Its files are another program's."""
+    (tmp_path / "config.toml").write_text("")
+
+    with pytest.raises(AlreadyInitialisedError, match="directory of a device or an aggregator"):
+        RunFolder(tmp_path, CONFIG, overwrite=True)
+
+    assert files_of(tmp_path) == {"config.toml"}
+
+
 def test_missing_folders_are_made(tmp_path: Path) -> None:
     """With their parents."""
     a_finished_run(tmp_path / "runs" / "today" / "first")
@@ -334,8 +365,7 @@ def test_folder_below_a_file_cannot_be_written(tmp_path: Path) -> None:
 def test_read_only_file_system_is_named(tmp_path: Path) -> None:
     """At the beginning, and when it happens meanwhile."""
     disk = tmp_path / "disk"
-    with small_disk(disk):
-        run = Run(disk / "run")
+    with small_disk(disk), a_run(disk / "run") as run:
         make_read_only(disk)
 
         with pytest.raises(NotWritableError, match="read-only file system"):
@@ -361,8 +391,7 @@ def test_full_disk_is_named_before_anything_is_trained(tmp_path: Path) -> None:
 def test_disk_that_fills_up_during_the_rounds_is_named(tmp_path: Path) -> None:
     """Those before are on it."""
     disk = tmp_path / "disk"
-    with small_disk(disk):
-        run = Run(disk / "run")
+    with small_disk(disk), a_run(disk / "run") as run:
         filler = fill_disk(disk)
 
         with pytest.raises(DiskFullError):
@@ -377,8 +406,7 @@ def test_disk_that_fills_up_during_the_rounds_is_named(tmp_path: Path) -> None:
 def test_disk_that_is_full_at_the_end_leaves_no_half_array(tmp_path: Path, *, save_users: bool) -> None:
     """A file of arrays is there whole or not at all; the summary, which comes last, is not there."""
     disk = tmp_path / "disk"
-    with small_disk(disk):
-        run = Run(disk / "run")
+    with small_disk(disk), a_run(disk / "run") as run:
         run.train()
         filler = fill_disk(disk)
         free = 64 * 1024 if save_users else 4 * 1024
