@@ -105,18 +105,19 @@ def sampled_candidates(split: Split, rng: np.random.Generator) -> tuple[Rows, Ro
     n_users = len(split.train)
     val = np.empty((n_users, 1 + N_SAMPLED_NEGATIVES), dtype=np.int64)
     test = np.empty_like(val)
-    unknown = np.ones(split.n_items, dtype=np.bool_)
+    val[:, 0], test[:, 0] = split.val, split.test
     for user in range(n_users):
         known = split.known(user)
-        unknown[known] = False
-        allowed = unknown.nonzero()[0]
-        unknown[known] = True
-        if allowed.size < N_SAMPLED_NEGATIVES:
+        known.sort()
+        n_unknown = split.n_items - known.size
+        if n_unknown < N_SAMPLED_NEGATIVES:
             raise DataTooSmallError(
                 f"sampled evaluation needs {N_SAMPLED_NEGATIVES} items that a user does not know; "
-                f"one user leaves {allowed.size} of {split.n_items}"
+                f"one user leaves {n_unknown} of {split.n_items}"
             )
-        for into, positive in ((val, split.val[user]), (test, split.test[user])):
-            into[user, 0] = positive
-            into[user, 1:] = rng.choice(allowed, N_SAMPLED_NEGATIVES, replace=False, shuffle=False)
+        # As in NegativeSampler: the n-th unknown item, without a list of all of them.
+        gaps = known - np.arange(known.size)
+        for into in (val, test):
+            nth = rng.choice(n_unknown, N_SAMPLED_NEGATIVES, replace=False, shuffle=False)
+            into[user, 1:] = nth + gaps.searchsorted(nth, side="right")
     return val, test

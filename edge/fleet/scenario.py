@@ -1,6 +1,7 @@
 """What a fleet of virtual devices learns from: users with their interactions, split and with candidates."""
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +13,12 @@ from trainer.errors import DataTooSmallError, ParameterError
 from trainer.params import Rows
 from trainer.sampling import NegativeSampler, Protocol
 from trainer.splits import Interactions, Split, leave_one_out, sampled_candidates
-from trainer.synthetic import SyntheticSettings, generate
+from trainer.synthetic import SyntheticSettings, generate, generate_large
 
 SYNTHETIC = "synthetic"
 _LARGE_FLEET = 100
+_MEAN_INTERACTIONS = 30
+_SIZED = re.compile(r"synthetic:([0-9]{1,7})x([0-9]{1,7})(?:x([0-9]{1,7}))?")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -57,7 +60,7 @@ def load_scenario(source: str, protocol: Protocol, seed: int, n_users: int | Non
     Parameters
     ----------
     source : str
-        A file of ratings, or ``synthetic``.
+        A file of ratings, ``synthetic``, or ``synthetic:USERSxITEMS[xMEAN]``.
     n_users : int, optional
         Take only the first so many users; generated data then has just so many.
 
@@ -66,7 +69,7 @@ def load_scenario(source: str, protocol: Protocol, seed: int, n_users: int | Non
     FileUnreadableError, DataFormatError, DataTooSmallError
         About the file.
     ParameterError
-        When there are not so many users.
+        When there are not so many users, or generated data cannot have the sizes asked for.
     """
     # One stream for each purpose, so that asking for more of one does not change another.
     data_rng, candidates_rng = (np.random.default_rng([seed, stream]) for stream in (1, 2))
@@ -74,6 +77,9 @@ def load_scenario(source: str, protocol: Protocol, seed: int, n_users: int | Non
     if source == SYNTHETIC:
         name = SYNTHETIC
         data = generate(_synthetic_settings(n_users), data_rng)
+    elif source.startswith(SYNTHETIC + ":"):
+        name = source
+        data = _first_users(generate_large(_sized(source), data_rng), n_users)
     else:
         path = Path(source)
         content = read_file(path)
@@ -95,6 +101,18 @@ def _synthetic_settings(n_users: int | None) -> SyntheticSettings:
     # Fewer devices need a plainer structure, and more from each, to learn it.
     return SyntheticSettings(
         n_users=n_users, n_items=300, n_groups=6, favourite_groups=1, mean_interactions=40
+    )
+
+
+def _sized(source: str) -> SyntheticSettings:
+    sizes = _SIZED.fullmatch(source)
+    if sizes is None:
+        raise ParameterError(
+            f"{source!r} is no size of generated data; give synthetic:USERSxITEMS or "
+            "synthetic:USERSxITEMSxMEAN, such as synthetic:12000x8000x50"
+        )
+    return SyntheticSettings(
+        n_users=int(sizes[1]), n_items=int(sizes[2]), mean_interactions=int(sizes[3] or _MEAN_INTERACTIONS)
     )
 
 

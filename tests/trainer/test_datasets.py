@@ -1,6 +1,7 @@
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.datasets import ml_100k
-from trainer.datasets import MAX_KEY_BYTES, parse_ratings
+from trainer import datasets
+from trainer.datasets import MAX_KEY_BYTES, decoded_lines, parse_ratings
 from trainer.errors import DataFormatError, DataTooSmallError
 from trainer.splits import Interactions
 
@@ -348,6 +350,155 @@ def test_round_trip(separator: str, forbidden: str, data: st.DataObject) -> None
 
     assert read == expected
     assert list(read) == list(expected)
+
+
+# -- blocks, column by column and line by line -----------------------------------------------------
+
+
+@contextmanager
+def _reading(*, block_bytes: int, by_columns: bool) -> Iterator[None]:
+    """Read in blocks of about so many bytes, and perhaps never by columns."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "_BLOCK_BYTES", block_bytes)
+        if not by_columns:
+            patch.setattr(datasets._Columns, "_add_columns", lambda *_: False)
+        yield
+
+
+def _outcome(content: bytes, *, block_bytes: int, by_columns: bool) -> object:
+    """Give all that can be seen of reading a file, be it interactions or a refusal."""
+    with _reading(block_bytes=block_bytes, by_columns=by_columns):
+        try:
+            data = parse_ratings(content, "f", min_interactions=3)
+        except (DataFormatError, DataTooSmallError) as error:
+            return type(error), str(error)
+    assert data.items.dtype == data.indptr.dtype == np.int64
+    return data.user_keys, data.item_keys, data.indptr.tolist(), data.items.tolist(), data.timed
+
+
+_FIELD = st.sampled_from(
+    [
+        "u",
+        "v",
+        "a",
+        "b",
+        "c",
+        " a ",
+        "-1",
+        "é",
+        "\x85",
+        "\x1f",
+        "\xa0a",
+        "a\u2003",
+        ":",
+        "",
+        '"',
+        '"a"',
+        '"a,b"',
+    ]
+)
+_NUMBER_FIELD = st.sampled_from(["1", "2", "-3", "1e3", " 4 ", "1_0", "٣", "nan", "inf", "x", "", '"5"'])
+
+
+@st.composite
+def _nearly_regular(draw: st.DrawFn) -> bytes:
+    """Draw a file most lines of which are plain."""
+    separator = draw(st.sampled_from([",", "\t", "::", " ", " \t"]))
+    n_columns = draw(st.integers(2, 4))
+    plain = st.tuples(st.sampled_from("uv"), st.sampled_from("abcd"), st.just("1"), st.sampled_from("123"))
+    odd = st.tuples(_FIELD, _FIELD, _NUMBER_FIELD, _NUMBER_FIELD)
+    lines = [
+        separator.join(fields[:n_columns])
+        for fields in draw(st.lists(plain, min_size=3, max_size=20)) + draw(st.lists(odd, max_size=2))
+    ]
+    lines += draw(st.lists(st.sampled_from(["", " ", "u", "u,a,1,2,3"]), max_size=1))
+    lines = draw(st.permutations(lines))
+    if draw(st.booleans()):
+        lines = [separator.join(["user", "item", "rating", "time"][:n_columns]), *lines]
+    text = draw(st.sampled_from(["\n", "\r\n", "\r"])).join(lines)
+    return text.encode(draw(st.sampled_from(["utf-8", "utf-8-sig"])))
+
+
+@settings(deadline=None, max_examples=300)
+@given(_nearly_regular(), st.integers(1, 200))
+def test_columns_and_lines_give_the_same(content: bytes, block_bytes: int) -> None:
+    """Whether by columns or line by line, in few blocks or many: the same interactions, the same refusal."""
+    careful = _outcome(content, block_bytes=1 << 20, by_columns=False)
+
+    assert _outcome(content, block_bytes=1 << 20, by_columns=True) == careful
+    assert _outcome(content, block_bytes=block_bytes, by_columns=True) == careful
+    assert _outcome(content, block_bytes=block_bytes, by_columns=False) == careful
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_whole_and_in_blocks_give_the_same(data: st.DataObject) -> None:
+    """Well-formed files of every kind, the quoted ones too, are the same in blocks of a line or two."""
+    content, _ = data.draw(_files(*data.draw(st.sampled_from([(",", ',"'), ("csv", ""), ("::", ":")]))))
+
+    assert _outcome(content, block_bytes=1, by_columns=True) == _outcome(
+        content, block_bytes=1 << 20, by_columns=False
+    )
+
+
+def test_plain_file_is_read_by_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blank lines, blanks around fields and any line end do not make a file irregular."""
+    monkeypatch.delattr(datasets._Columns, "_add_line_by_line")
+
+    for end in ("\n", "\r\n", "\r"):
+        text = end.join(["user, item, rating, time", "", "u , a, 1, 3", " u, b,2,1", "\t", "u,c,3,2", ""])
+        assert _read(text) == {"u": ["b", "c", "a"]}
+
+
+def test_colon_at_a_line_end_stays_in_its_line() -> None:
+    """A key may end with half a separator."""
+    assert _read("u::a:\nu::b\nu:::c\nu::d\nu::e") == {"u": ["a:", "b", ":c", "d", "e"]}
+
+
+@pytest.mark.parametrize("block_bytes", [1, 7, 30])
+def test_refusal_in_a_later_block_names_its_line(block_bytes: int) -> None:
+    """Lines are counted through all blocks, blank ones and a header included."""
+    text = "\n\nuser,item,rating,time\n" + "u,a,1,2\n\n" * 20 + "u,b,1,nan\n"
+
+    with (
+        _reading(block_bytes=block_bytes, by_columns=True),
+        pytest.raises(DataFormatError, match="line 44: the time is 'nan'; it must be finite"),
+    ):
+        _read(text)
+
+
+def test_byte_that_is_no_utf8_in_a_late_block_decides_for_the_whole_file() -> None:
+    """A file has one encoding, whichever block tells."""
+    content = "é,a\né,b\né,c\n".encode() + "é,d\n".encode("latin-1") * 4
+    with _reading(block_bytes=1, by_columns=True):
+        read = _read(content)
+
+    assert read == {"Ã©": ["a", "b", "c"]}
+
+
+@given(st.text("a\r\n ", max_size=30), st.integers(1, 10))
+def test_decoded_lines_are_the_same_in_blocks(text: str, block_bytes: int) -> None:
+    """Lines do not depend on where blocks are cut; a line end at the end of the file starts no line."""
+    if not text.strip():
+        return
+    with _reading(block_bytes=block_bytes, by_columns=True):
+        lines = decoded_lines(text.encode(), "f")
+
+    assert lines == text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("-1,-5\n-1,-6\n-1,0\n", {"-1": ["-5", "-6", "0"]}),
+        ("1,01\n1,1\n1,1.0\n", {"1": ["01", "1", "1.0"]}),
+        ("u,a\nu,b\nu,c\nv,a\n", {"u": ["a", "b", "c"]}),
+    ],
+    ids=["negative", "as written", "one interaction"],
+)
+def test_keys_are_text(text: str, expected: dict[str, list[str]]) -> None:
+    """What looks like a number is a key like any other; a user with one interaction is dropped."""
+    assert _read(text) == expected
 
 
 @pytest.mark.dataset

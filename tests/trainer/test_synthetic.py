@@ -1,3 +1,5 @@
+import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,13 +14,17 @@ from trainer.local import local_pass
 from trainer.metrics import metrics_from_ranks
 from trainer.params import initial_score_function, initial_table, paper_hyperparameters
 from trainer.sampling import NegativeSampler
-from trainer.splits import MIN_INTERACTIONS, leave_one_out, sampled_candidates
-from trainer.synthetic import SyntheticSettings, generate
+from trainer.splits import MIN_INTERACTIONS, Interactions, leave_one_out, sampled_candidates
+from trainer.synthetic import SyntheticSettings, generate, generate_large
+
+Generate = Callable[[SyntheticSettings, np.random.Generator], Interactions]
+_BOTH = pytest.mark.parametrize("generator", [generate, generate_large])
 
 
-def test_generate_is_deterministic() -> None:
+@_BOTH
+def test_generate_is_deterministic(generator: Generate) -> None:
     """The same settings and seed give the same data; another seed does not."""
-    first, second, other = (generate(SyntheticSettings(), np.random.default_rng(s)) for s in (4, 4, 5))
+    first, second, other = (generator(SyntheticSettings(), np.random.default_rng(s)) for s in (4, 4, 5))
 
     assert (first.user_keys, first.item_keys) == (second.user_keys, second.item_keys)
     np.testing.assert_array_equal(first.indptr, second.indptr)
@@ -26,6 +32,7 @@ def test_generate_is_deterministic() -> None:
     assert not np.array_equal(first.items, other.items)
 
 
+@_BOTH
 @pytest.mark.parametrize(
     "settings",
     [
@@ -37,9 +44,9 @@ def test_generate_is_deterministic() -> None:
     ],
     ids=repr,
 )
-def test_generate_is_well_formed(settings: SyntheticSettings) -> None:
+def test_generate_is_well_formed(generator: Generate, settings: SyntheticSettings) -> None:
     """Every user has at least twelve distinct items of the catalogue."""
-    data = generate(settings, np.random.default_rng(0))
+    data = generator(settings, np.random.default_rng(0))
 
     assert (data.n_users, data.n_items) == (settings.n_users, settings.n_items)
     assert data.indptr[0] == 0
@@ -51,35 +58,41 @@ def test_generate_is_well_formed(settings: SyntheticSettings) -> None:
         assert 0 <= items.min() <= items.max() < data.n_items
 
 
-def test_generate_keys_sort_as_numbers() -> None:
+@_BOTH
+def test_generate_keys_sort_as_numbers(generator: Generate) -> None:
     """Keys are padded to a common width and distinct."""
-    small = generate(SyntheticSettings(n_users=2, n_items=48, mean_interactions=12), np.random.default_rng(0))
-    large = generate(SyntheticSettings(n_users=2, n_items=12_345), np.random.default_rng(0))
+    small = generator(
+        SyntheticSettings(n_users=2, n_items=48, mean_interactions=12), np.random.default_rng(0)
+    )
+    large = generator(SyntheticSettings(n_users=2, n_items=12_345), np.random.default_rng(0))
 
     assert small.user_keys == ("user-0001", "user-0002")
     assert (large.user_keys[0], large.item_keys[-1]) == ("user-00001", "item-12345")
     assert list(large.item_keys) == sorted(set(large.item_keys))
 
 
-def test_generate_mean_interactions() -> None:
+@_BOTH
+def test_generate_mean_interactions(generator: Generate) -> None:
     """The mean of a user's interactions is the one asked for."""
-    data = generate(SyntheticSettings(n_users=500, mean_interactions=30), np.random.default_rng(1))
+    data = generator(SyntheticSettings(n_users=500, mean_interactions=30), np.random.default_rng(1))
 
     # Poisson with a variance of 18: five standard errors.
     assert abs(data.items.size / 500 - 30) < 5 * np.sqrt(18 / 500)
 
 
-def test_generate_has_popular_items() -> None:
+@_BOTH
+def test_generate_has_popular_items(generator: Generate) -> None:
     """The most popular tenth of the items has far more than a tenth of the interactions."""
-    data = generate(SyntheticSettings(), np.random.default_rng(2))
+    data = generator(SyntheticSettings(), np.random.default_rng(2))
 
     counts = np.sort(np.bincount(data.items, minlength=data.n_items))[::-1]
     assert counts[:40].sum() > 0.2 * data.items.size
 
 
-def test_generate_orders_a_history_at_random() -> None:
+@_BOTH
+def test_generate_orders_a_history_at_random(generator: Generate) -> None:
     """The held-out last items are as popular as the others: order in time tells nothing."""
-    data = generate(SyntheticSettings(n_users=1000), np.random.default_rng(3))
+    data = generator(SyntheticSettings(n_users=1000), np.random.default_rng(3))
     counts = np.bincount(data.items, minlength=data.n_items)
     excess = [counts[data.of(user)[-1]] - counts[data.of(user)].mean() for user in range(data.n_users)]
 
@@ -107,6 +120,55 @@ def test_settings_out_of_range(values: dict[str, Any], message: str) -> None:
     """Sizes that cannot be generated are refused, and the message names what is wrong."""
     with pytest.raises(ParameterError, match=message):
         SyntheticSettings(**values)
+
+
+def test_generate_gives_what_it_always_gave() -> None:
+    """The default data set is the one that documents quote figures of."""
+    data = generate(SyntheticSettings(), np.random.default_rng([0, 1]))
+
+    digest = hashlib.sha256(data.indptr.astype("<i8").tobytes() + data.items.astype("<i8").tobytes())
+    assert digest.hexdigest()[:16] == "a2a844c02a72c2ae"
+
+
+def _popularity_by_rank(data: Interactions) -> Any:
+    counts = np.sort(np.bincount(data.items, minlength=data.n_items))[::-1]
+    return counts.reshape(10, -1).sum(axis=1) / data.items.size
+
+
+@pytest.mark.parametrize("loyalty", [0.0, 0.5, 0.9, 1.0])
+def test_generate_large_has_the_distribution_of_generate(loyalty: float) -> None:
+    """Interactions spread over popular and rare items, and over a user's groups, as in the small one."""
+    settings = SyntheticSettings(n_users=2000, loyalty=loyalty, mean_interactions=60)
+    one, other = (g(settings, np.random.default_rng(6)) for g in (generate, generate_large))
+
+    np.testing.assert_allclose(_popularity_by_rank(one), _popularity_by_rank(other), atol=0.01)
+    # Two users of the same favourites share more items than others: the spread of what pairs share.
+    shared = []
+    for data in (one, other):
+        has = np.zeros((data.n_users, data.n_items))
+        has[np.repeat(np.arange(data.n_users), np.diff(data.indptr)), data.items] = 1
+        shared.append(np.quantile(has[:1000] @ has[1000:].T, [0.1, 0.5, 0.9, 0.99]))
+    np.testing.assert_allclose(shared[0], shared[1], atol=2)
+
+
+def test_generate_large_completes_what_draws_leave_missing() -> None:
+    """Users who want nearly all of their groups get them, each item once."""
+    settings = SyntheticSettings(
+        n_users=50, n_items=400, n_groups=20, favourite_groups=1, loyalty=1.0, mean_interactions=100
+    )
+    data = generate_large(settings, np.random.default_rng(0))
+
+    groups = {tuple(sorted(data.of(user).tolist())) for user in range(50)}
+    assert {len(group) for group in groups} == {20}
+    assert len(groups) <= 20
+    assert len(set().union(*groups)) == 20 * len(groups)
+
+
+def test_generate_large_reaches_every_item() -> None:
+    """No item of the catalogue is left out, the last of a group included."""
+    data = generate_large(SyntheticSettings(n_users=5000), np.random.default_rng(0))
+
+    assert np.unique(data.items).size == 400
 
 
 def _hit_ratios(seed: int, *, rounds: int) -> tuple[float, float, float]:
