@@ -21,6 +21,7 @@ ALGORITHM_NAMES = (
     "popularity", "item-knn", "ease", "ials", "mf", "ncf",
 )  # fmt: skip
 """As in `trainer.algorithms` and `trainer.baselines`, which a call for help need not load."""
+TABLE_NAMES = ("ml-100k", "lastfm-2k", "ablation", "views", "users", "compare")
 
 _DATA = click.option(
     "--data", required=True, help="A file of ratings (user, item[, rating[, time]]), or: synthetic."
@@ -157,7 +158,7 @@ def simulate(
 
 @cli.command(name="run")
 @_DATA
-@click.option("--devices", type=click.IntRange(1), help="The first N users.  [default: all]")
+@click.option("--devices", type=click.IntRange(1, 100_000), help="The first N users.  [default: all]")
 @click.option(
     "--broker", default="auto", show_default=True, help="auto, mosquitto, embedded, mqtt://HOST:PORT"
 )
@@ -332,6 +333,69 @@ def cold_start(
         echo_json(content)
     else:
         click.echo("\n".join(text_of(content)))
+
+
+@cli.command()
+@click.argument("name", type=click.Choice(TABLE_NAMES), metavar="NAME")
+@click.argument(
+    "folders", nargs=-1, required=True, metavar="DIR...", type=click.Path(path_type=Path, file_okay=False)
+)
+@click.option("--data", help="For users: the ratings that the runs were made from, or: synthetic.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "markdown", "latex"]),
+    default="text",
+    show_default=True,
+    help="How the table is written.",
+)
+@_JSON
+def table(name: str, folders: tuple[Path, ...], data: str | None, form: str, *, as_json: bool) -> None:
+    """Print a table of the paper from the folders of runs.
+
+    NAME is ml-100k or lastfm-2k (methods side by side, beside the published figures), ablation, views (own
+    view against shared table), users (by activity, and by popularity of the test item; needs --data) or
+    compare (two folders, user by user). A folder of runs' folders stands for these.
+
+    \b
+    Example:
+      edge-fleet table ml-100k runs/published-0 runs/published-1 --format markdown
+      edge-fleet table compare runs/clean-0 runs/ease-0
+    """
+    from edge.fleet.rendering import FORMATS
+    from edge.fleet.tablecommand import run_table
+
+    made = run_table(name, folders, data, say)
+    if as_json:
+        echo_json(made.content())
+    else:
+        click.echo("\n".join(FORMATS[form](made)))
+
+
+@cli.command()
+@click.argument(
+    "folders", nargs=-1, required=True, metavar="DIR...", type=click.Path(path_type=Path, file_okay=False)
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The HTML file.")
+@click.option(
+    "--items",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Names (and genres) of items: u.item, id<TAB>name.",
+)
+@click.option("--data", help="The ratings that the runs were made from: shows what users trained with.")
+def report(folders: tuple[Path, ...], out: Path, items: Path | None, data: str | None) -> None:
+    """Write one HTML page about runs: curves, traffic, time, and maps of the item embeddings.
+
+    The page needs no network. Maps of users' own views need runs made with --save-users.
+
+    \b
+    Example:
+      edge-fleet report runs/published-0 --items ml-100k/u.item --out report.html
+    """
+    from edge.fleet.report.reportcommand import run_report
+
+    run_report(folders, out, items, data, say)
+    echo_facts({"report": out, "size": f"{out.stat().st_size / 1e6:.1f} MB"})
 
 
 def _protocol(given: str | None) -> Any:
