@@ -459,7 +459,7 @@ def test_run_that_was_killed_is_resumed(tmp_path: Path, call: Call, workers: int
     def arguments(out: str, *more: str) -> list[str]:
         return [
             *("simulate", "--data", "synthetic", "--protocol", "clean", "--seed", "5", "--dim", "16"),
-            *("--rounds", "120", "--workers", str(workers), "--save-users", "--out", str(tmp_path / out)),
+            *("--rounds", "300", "--workers", str(workers), "--save-users", "--out", str(tmp_path / out)),
             *more,
         ]
 
