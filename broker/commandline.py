@@ -50,9 +50,11 @@ def run(command: click.Command, prog: str) -> NoReturn:
             sys.stdout.flush()
     except click.exceptions.Abort:
         code = _say(prog, "stopped by Ctrl-C", ExitCode.INTERRUPTED)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         code = error.exit_code
+    except click.ClickException as error:
+        code = _say_usage(prog, error)
     except PFedRecError as error:
         code = _say(prog, str(error), exit_code_of(error))
     except ModuleNotFoundError as error:
@@ -78,6 +80,14 @@ def _give_up_output() -> None:
 def _say(prog: str, sentence: str, code: ExitCode) -> ExitCode:
     click.echo(f"{prog}: {sentence}", err=True)
     return code
+
+
+def _say_usage(prog: str, error: click.ClickException) -> int:
+    """Tell what is wrong with a call in one sentence, and where its help is."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    path = prog if context is None else context.command_path
+    click.echo(f"{prog}: {error.format_message().rstrip('.')}; see {path} --help", err=True)
+    return error.exit_code
 
 
 def _say_missing(prog: str, error: ModuleNotFoundError) -> ExitCode:

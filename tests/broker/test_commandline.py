@@ -93,9 +93,12 @@ def test_help_is_code_zero(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> 
 
 
 def test_wrong_option_is_code_two(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    """Click's own sentence, and nothing was done."""
+    """One sentence that names the help, and nothing was done."""
     assert outcome(raising(AssertionError()), monkeypatch, "--no-such") == ExitCode.USAGE
-    assert "No such option" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "No such option" in said
+    assert said.endswith("; see prog --help\n")
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), click.exceptions.Abort()])
