@@ -1,5 +1,6 @@
 """Embeddings in the plane: principal components, and t-SNE where scikit-learn is installed."""
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,6 +62,8 @@ def has_tsne() -> bool:
 
 def tsne(rows: NDArray[np.float32]) -> Plane:
     """Embed rows by t-SNE, begun from their principal components: the same rows, the same plane."""
+    # One thread is used anyway, and where the cores cannot be counted joblib warns.
+    os.environ.setdefault("LOKY_MAX_CPU_COUNT", "1")
     from sklearn.manifold import TSNE  # noqa: PLC0415 - heavy, and an extra
     from threadpoolctl import threadpool_limits  # noqa: PLC0415 - comes with scikit-learn
 
