@@ -7,6 +7,7 @@ settings of one algorithm; single entries can be overridden.
 import dataclasses
 import tomllib
 from collections.abc import Mapping
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -84,6 +85,11 @@ class Preset:
         return TasteSettings(strength=self.untimed_taste_strength)
 
 
+@cache
+def _shipped(name: str) -> bytes:
+    return (_SHIPPED / f"{name}.toml").read_bytes()
+
+
 def load_preset(name: str, algorithm: str, overrides: Mapping[str, Any] | None = None) -> Preset:
     """Read the preset that ships as `name`, or else the file of that name, for one algorithm.
 
@@ -96,7 +102,7 @@ def load_preset(name: str, algorithm: str, overrides: Mapping[str, Any] | None =
     FileUnreadableError
         When there is neither.
     """
-    content = (_SHIPPED / f"{name}.toml").read_bytes() if name in PRESETS else read_file(Path(name))
+    content = _shipped(name) if name in PRESETS else read_file(Path(name))
     try:
         parsed = tomllib.loads(content.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -493,6 +493,8 @@ def test_out_of_somebody_else_is_refused(call: Call, tmp_path: Path) -> None:
     """With the reason."""
     folder = tmp_path / "theirs"
     folder.mkdir(mode=0o555)
+    # The package itself may lie where an ordinary user cannot read it; now it is loaded.
+    simulate(call, tmp_path / "ours")
 
     with as_an_ordinary_user():
         found = call("simulate", "--data", "synthetic", *QUICK, "--out", folder)
