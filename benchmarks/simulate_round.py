@@ -18,10 +18,12 @@ from edge.fleet.evaluator import Evaluator
 from edge.fleet.lockstep import Lockstep, LockstepSettings
 from edge.fleet.scenario import Scenario, load_scenario
 from edge.fleet.virtual import Simulation, SimulationSettings
+from trainer.aggregation import Accumulator
 from trainer.algorithms import ALGORITHMS, Shared
 from trainer.algorithms.linear import LinearScoring
+from trainer.batches import users_alike
 from trainer.evaluation import OwnRowsView, SharedView, sampled_ranks
-from trainer.local import local_pass
+from trainer.local import LocalResult, local_passes
 from trainer.params import initial_score_function, initial_table, paper_hyperparameters
 
 if TYPE_CHECKING:
@@ -33,26 +35,33 @@ def bare(scenario: Scenario, rounds: int) -> list[float]:
     rng = np.random.default_rng(0)
     hyperparameters = paper_hyperparameters(scenario.data.n_items)
     table = initial_table(scenario.data.n_items, 32, rng)
-    functions = [initial_score_function(32, rng)] * scenario.n_users
+    start = initial_score_function(32, rng)
+    W = np.tile(start.w, (scenario.n_users, 1))
+    b = np.full(scenario.n_users, start.b, dtype=np.float32)
+    train = scenario.split.train
     samplers = [scenario.sampler(user) for user in range(scenario.n_users)]
+    sizes = np.array([positives.size for positives in train])
+    groups = users_alike(sizes, scenario.data.n_items, hyperparameters)
     seconds = []
     for _ in range(rounds):
         began = time.perf_counter()
-        total = np.zeros_like(table)
-        results = []
-        for user, positives in enumerate(scenario.split.train):
-            result = local_pass(table, functions[user], positives, samplers[user], hyperparameters, rng)
-            total[result.rows] += result.change
-            results.append(result)
-        functions = [result.score_function for result in results]
-        table = table + total / np.float32(scenario.n_users)
+        total = Accumulator(*table.shape)
+        results: dict[int, LocalResult] = {}
+        for users in groups:
+            positives, theirs = [train[user] for user in users], [samplers[user] for user in users]
+            passes = local_passes(table, W[users], b[users], positives, theirs, hyperparameters, rng)
+            passes.add_to(total)
+            W[users], b[users] = passes.W, passes.b
+            results.update(zip(users.tolist(), passes, strict=True))
+        table = table + total.scaled(1 / scenario.n_users)
         shared = SharedView(
             scoring=LinearScoring(),
             shared=Shared(table=table),
-            W=np.stack([function.w for function in functions]),
-            b=np.array([function.b for function in functions], dtype=np.float32),
+            W=W,
+            b=b,
         )
-        sampled_ranks(OwnRowsView(base=shared, own=results), scenario.val, scenario.test)
+        own = [results[user] for user in range(scenario.n_users)]
+        sampled_ranks(OwnRowsView(base=shared, own=own), scenario.val, scenario.test)
         seconds.append(time.perf_counter() - began)
     return seconds
 

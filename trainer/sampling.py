@@ -4,6 +4,7 @@ The two protocols differ only in what is excluded: *clean* excludes the user's t
 *published* the held-out ones as well (which leaks, see docs/method.md).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -53,10 +54,47 @@ class NegativeSampler:
 
     def draw(self, count: int, rng: np.random.Generator) -> Rows:
         """Draw `count` allowed items; shape (count,), int64."""
-        nth: Rows = rng.integers(0, self.n_items - self.gaps.size, count)
+        nth: Rows = (rng.random(count) * (self.n_items - self.gaps.size)).astype(np.int64)
         if self.n_items <= _LISTED_PER_DRAW * count:
             # Listing the allowed items is cheaper than that many searches; the answer is the same.
-            excluded = np.zeros(self.n_items, dtype=np.bool_)
-            excluded[self.gaps + np.arange(self.gaps.size)] = True
-            return (~excluded).nonzero()[0].take(nth)
+            allowed = np.ones(self.n_items, dtype=np.bool_)
+            allowed[self.gaps + np.arange(self.gaps.size)] = False
+            return allowed.nonzero()[0].take(nth)
         return nth + self.gaps.searchsorted(nth, side="right")
+
+
+def draw_for_each(
+    samplers: Sequence[NegativeSampler], counts: Rows, stride: int, rng: np.random.Generator
+) -> Rows:
+    """Draw for several users at once what `NegativeSampler.draw` draws for one after the other.
+
+    Parameters
+    ----------
+    counts : ndarray, shape (n_users,), int64
+        How many for each user.
+    stride : int
+        At least every sampler's number of items.
+
+    Returns
+    -------
+    ndarray, shape (sum of counts,), int64
+        ``user · stride + item``, users in order.
+    """
+    n_excluded = np.array([sampler.gaps.size for sampler in samplers])
+    n_allowed = np.array([sampler.n_items for sampler in samplers]) - n_excluded
+    offsets = np.arange(len(samplers)) * stride
+    nth: Rows = (rng.random(int(counts.sum())) * n_allowed.repeat(counts)).astype(np.int64)
+    gaps = np.concatenate([sampler.gaps for sampler in samplers])
+    gaps += offsets.repeat(n_excluded)
+    excluded_before = n_excluded.cumsum() - n_excluded
+    if len(samplers) * stride <= _LISTED_PER_DRAW * nth.size:
+        allowed = np.ones((len(samplers), stride), dtype=np.bool_)
+        allowed.reshape(-1)[gaps + np.arange(gaps.size) - excluded_before.repeat(n_excluded)] = False
+        for line, sampler in zip(allowed, samplers, strict=True):
+            line[sampler.n_items :] = False
+        nth += (n_allowed.cumsum() - n_allowed).repeat(counts)
+        return allowed.reshape(-1).nonzero()[0].take(nth)
+    # One search for all: a user's numbers lie between those of the users before and after.
+    nth += offsets.repeat(counts)
+    nth += gaps.searchsorted(nth, side="right") - excluded_before.repeat(counts)
+    return nth

@@ -1,4 +1,4 @@
-"""Some of a fleet's users, trained and evaluated one after the other: the unit that worker processes share.
+"""Some of a fleet's users, trained and evaluated together: the unit that worker processes share.
 
 How users are cut into cohorts depends on the data alone, every cohort draws from a random stream of its own
 in each round, and cohorts' sums are added in their order. So results are the same to the last bit whatever
@@ -8,7 +8,7 @@ process runs which cohort.
 import mmap
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import pairwise
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -21,6 +21,7 @@ from broker.protocol.messages import encoded_update_bytes
 from edge.fleet.scenario import Scenario
 from trainer.aggregation import Accumulator
 from trainer.algorithms import Algorithm, Shared
+from trainer.batches import users_alike
 from trainer.errors import ParameterError
 from trainer.evaluation import (
     OwnRowsView,
@@ -33,7 +34,7 @@ from trainer.evaluation import (
     user_blocks,
 )
 from trainer.local import LocalResult
-from trainer.params import Floats, Hyperparameters, Rows, ScoreFunction
+from trainer.params import Floats, Hyperparameters, Rows
 from trainer.privacy import add_laplace_noise, f1_score, inferred_positives
 from trainer.taste import TasteSettings, contexts
 
@@ -93,16 +94,24 @@ def shared_array(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
     return np.frombuffer(mmap.mmap(-1, max(1, size)), dtype=dtype, count=prod(shape)).reshape(shape)
 
 
-def cut_into_cohorts(lengths: NDArray[np.int64]) -> list[slice]:
-    """Cut users into at most `MAX_COHORTS` runs of about equally many interactions, none of them empty.
+def cut_into_cohorts(lengths: NDArray[np.int64]) -> list[Rows]:
+    """Cut users into at most `MAX_COHORTS` cohorts of about equally many interactions, none of them empty.
+
+    Users of a cohort are alike in their number of interactions, so that many passes can be made together.
 
     Parameters
     ----------
     lengths : ndarray, shape (n_users,), int64
         Each user's number of training interactions.
+
+    Returns
+    -------
+    list of ndarray, int64
+        The users of each cohort.
     """
+    order = np.argsort(lengths, kind="stable")
     n_cohorts = min(MAX_COHORTS, lengths.size)
-    upto = np.cumsum(lengths)
+    upto = np.cumsum(lengths[order])
     marks = upto[-1] * np.arange(1, n_cohorts) / n_cohorts
     cuts = np.searchsorted(upto, marks, side="right")
     # Each cohort at least one user, in order.
@@ -110,8 +119,7 @@ def cut_into_cohorts(lengths: NDArray[np.int64]) -> list[slice]:
     cuts = np.clip(
         np.maximum.accumulate(np.maximum(cuts - steps, 0)) + steps, steps, lengths.size - n_cohorts + steps
     )
-    edges = [0, *cuts.tolist(), lengths.size]
-    return [slice(start, stop) for start, stop in pairwise(edges)]
+    return np.split(order, cuts)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,15 +147,17 @@ class Cohort:
     """
 
     def __init__(
-        self, number: int, users: slice, scenario: Scenario, settings: CohortSettings, arrays: FleetArrays
+        self, number: int, users: Rows, scenario: Scenario, settings: CohortSettings, arrays: FleetArrays
     ) -> None:
         self.users = users
         self._number = number
         self._settings = settings
         self._arrays = arrays
         self._scenario = scenario
-        self._train = scenario.split.train[users]
-        self._samplers = [scenario.sampler(user) for user in range(users.start, users.stop)]
+        self._train = [scenario.split.train[user] for user in users]
+        self._samplers = [scenario.sampler(user) for user in users.tolist()]
+        sizes = np.array([items.size for items in self._train])
+        self._groups = users_alike(sizes, scenario.data.n_items, settings.hyperparameters)
         self._results: list[LocalResult | None] = [None] * len(self._train)
 
     @np.errstate(over="ignore", invalid="ignore")
@@ -170,24 +180,33 @@ class Cohort:
         bytes_up = 0
         recovered: list[float] = []
         keeps_rows = settings.algorithm.own_rows and not settings.taste.strength
-        for line, (positives, sampler) in enumerate(zip(self._train, self._samplers, strict=True)):
-            result = settings.algorithm.local_pass(
+        as_made = settings.encoding == "float32" and not settings.noise
+        for lines in self._groups:
+            results = settings.algorithm.local_passes(
                 shared,
-                ScoreFunction(w=W[line].copy(), b=float(b[line])),
-                positives,
-                sampler,
+                W[lines],
+                b[lines],
+                [self._train[line] for line in lines],
+                [self._samplers[line] for line in lines],
                 settings.hyperparameters,
                 rng,
             )
-            change = self._travelled(result, shared, rng)
-            total.add(result.rows, change, 1.0)
-            if attack:
-                recovered.append(f1_score(inferred_positives(result.rows, change), positives))
-            if network_sum.size:
-                network_sum += result.network_change
-            W[line], b[line] = result.score_function.w, result.score_function.b
-            bytes_up += size_of(result.rows.size)
-            self._results[line] = result if keeps_rows else None
+            W[lines], b[lines] = results.W, results.b
+            network_sum += np.add.reduce(results.network_changes, axis=0)
+            bytes_up += sum(map(size_of, results.drawn.n_rows.tolist()))
+            if as_made:
+                results.add_to(total)
+            for line, result in zip(lines.tolist(), results, strict=True):
+                if keeps_rows:
+                    self._results[line] = result
+                if as_made and not attack:
+                    continue
+                change = self._travelled(result, shared, rng)
+                if not as_made:
+                    total.add(result.rows, change, 1.0)
+                if attack:
+                    recovered.append(f1_score(inferred_positives(result.rows, change), self._train[line]))
+        arrays.W[self.users], arrays.b[self.users] = W, b
         if not (
             np.isfinite(W).all() and np.isfinite(b).all() and np.isfinite(arrays.sums[self._number]).all()
         ):
@@ -308,6 +327,7 @@ def _update_sizes(settings: CohortSettings, shared: Shared, round_number: int) -
     encoding, dim = ENCODINGS[settings.encoding], shared.table.shape[1]
     integers = (settings.seed, _INCARNATION, round_number, round_number - 1)
 
+    @cache
     def size(n_rows: int) -> int:
         body = encoding.array_bytes(n_rows, dim)
         return encoded_update_bytes(encoding.name, body, integers) + shared.network.nbytes

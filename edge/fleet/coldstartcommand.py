@@ -33,7 +33,7 @@ from trainer.baselines import ScorerView
 from trainer.baselines.popularity import PopularityScorer
 from trainer.errors import DataTooSmallError, ParameterError
 from trainer.evaluation import OwnRowsView, SharedView, ShiftedView, View, full_ranks, sampled_ranks
-from trainer.local import LocalResult
+from trainer.local import LocalResult, local_pass
 from trainer.metrics import TOP_K, metrics_from_ranks
 from trainer.params import Hyperparameters, Rows, ScoreFunction
 from trainer.sampling import NegativeSampler, Protocol
@@ -285,7 +285,7 @@ def join_fleet(
         rng = np.random.default_rng([seed, _STREAM, having.size, user])
         score_function = start
         for _ in range(passes):
-            result = _ALGORITHM.local_pass(shared, score_function, having, sampler, hyperparameters, rng)
+            result = local_pass(shared.table, score_function, having, sampler, hyperparameters, rng)
             score_function = result.score_function
         last_passes.append(result)
     W = np.stack([result.score_function.w for result in last_passes])

@@ -11,9 +11,10 @@ import zipfile
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from broker.aggregator.core import AggregatorCore, CoreState, RoundSettings
 from broker.aggregator.publication import Publication
@@ -35,6 +36,7 @@ from trainer.params import Floats, Hyperparameters, Rows, ScoreFunction
 from trainer.taste import TasteSettings
 
 _CHECKPOINT_EVERY_S = 2.0
+_Array = TypeVar("_Array", bound=NDArray[Any])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,6 +97,8 @@ class Lockstep:
             noise=settings.noise,
             seed=settings.seed,
         )
+        # Where the cohorts' users, one cohort after the other, belong.
+        self._users = np.concatenate(cuts)
         arrays = self._arrays
         self._download_bytes = _download_bytes(
             scenario, settings, shared, ScoreFunction(w=W[0], b=float(b[0]))
@@ -191,17 +195,18 @@ class Lockstep:
         parts: list[dict[str, Ranks]] = workers.all("final_ranks", number)
         ranks = {
             view: Ranks(
-                sampled=np.concatenate([part[view].sampled for part in parts]),
-                full=np.concatenate([part[view].full for part in parts]),
+                sampled=self._by_user([part[view].sampled for part in parts]),
+                full=self._by_user([part[view].full for part in parts]),
             )
             for view in ("own", "shared")
         }
         own: list[tuple[Rows, Floats]] = []
         shift = None
         if users and self._settings.taste.strength:
-            shift = np.concatenate(workers.all("shift", number))
+            shift = self._by_user(workers.all("shift", number))
         elif users:
-            own = [rows for part in workers.all("own_rows") for rows in part]
+            rows = [rows for part in workers.all("own_rows") for rows in part]
+            own = [rows[line] for line in np.argsort(self._users)]
         return Outcome(
             round=number,
             version=number,
@@ -216,6 +221,13 @@ class Lockstep:
             recovered_f1=float(np.mean([f1 for each in passes for f1 in each.recovered_f1])),
             workers_rss_mb=workers.peak_rss_mb(),
         )
+
+    def _by_user(self, parts: list[_Array]) -> _Array:
+        """Put what the cohorts gave for each of their users in the users' order."""
+        together = np.concatenate(parts)
+        ordered: _Array = np.empty_like(together)
+        ordered[self._users] = together
+        return ordered
 
     # -- going on after an end in mid-run -----------------------------------------------------------
 

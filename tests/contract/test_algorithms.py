@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.passes import one_pass
 from trainer.algorithms import ALGORITHMS, Algorithm, Shared
 from trainer.algorithms.fedncf import FedNCF
 from trainer.errors import ParameterError
@@ -35,7 +36,8 @@ def a_pass(
 ) -> tuple[Shared, LocalResult]:
     """Run one pass of a user from the start."""
     shared, W, b = a_start(algorithm)
-    result = algorithm.local_pass(
+    result = one_pass(
+        algorithm,
         shared,
         ScoreFunction(w=W[user], b=float(b[user])),
         positives,
@@ -181,7 +183,8 @@ def test_no_argument_is_changed(name: str) -> None:
         array.setflags(write=False)
     sampler = NegativeSampler.excluding(N_ITEMS, positives)
 
-    result = algorithm.local_pass(
+    result = one_pass(
+        algorithm,
         shared,
         ScoreFunction(w=W[0], b=float(b[0])),
         positives,
@@ -208,7 +211,7 @@ def test_loss_falls_over_passes(name: str) -> None:
     for _ in range(31):
         z = plain_scores(algorithm, function.w[None], np.array([function.b], dtype=np.float32), shared)[0]
         losses.append(float(np.mean(np.logaddexp(0.0, z) - labels * z)))
-        result = algorithm.local_pass(shared, function, POSITIVES, sampler, SETTINGS, rng)
+        result = one_pass(algorithm, shared, function, POSITIVES, sampler, SETTINGS, rng)
         function = result.score_function
         table = shared.table.copy()
         table[result.rows] = result.values

@@ -11,13 +11,14 @@ from broker.protocol.messages import Update, encode
 from edge.fleet.cohort import Cohort, CohortSettings, FleetArrays, shared_array
 from edge.fleet.scenario import Scenario
 from tests.fleet.builders import a_scenario
+from tests.passes import cohorts_passes
 from trainer.algorithms import ALGORITHMS
 from trainer.errors import ParameterError
-from trainer.params import Hyperparameters, ScoreFunction
+from trainer.params import Hyperparameters
 from trainer.taste import TasteSettings
 
 N_USERS, DIM, SEED = 12, 4, 1
-CUTS = [slice(0, 5), slice(5, 9), slice(9, N_USERS)]
+CUTS = [np.arange(0, 5), np.arange(5, 9), np.arange(9, N_USERS)]
 SETTINGS = Hyperparameters(lr=0.1, item_lr=20.0, negatives=4, batch_size=64)
 
 
@@ -170,15 +171,8 @@ def test_bytes_up_are_those_of_encoded_updates(algorithm: str, encoding: str) ->
 
     shared, rng = start.shared_at(1), np.random.default_rng([SEED, 3, 1, 0])
     size = 0
-    for user in range(CUTS[0].start, CUTS[0].stop):
-        result = ALGORITHMS[algorithm].local_pass(
-            shared,
-            ScoreFunction(w=start.W[user], b=float(start.b[user])),
-            scenario.split.train[user],
-            scenario.sampler(user),
-            SETTINGS,
-            rng,
-        )
+    passes = cohorts_passes(ALGORITHMS[algorithm], shared, start.W, start.b, scenario, CUTS[0], SETTINGS, rng)
+    for _, result in passes:
         update = Update(
             instance=SEED,
             incarnation=2**53 - 1,

@@ -27,10 +27,11 @@ from edge.fleet.scenario import Scenario
 from edge.fleet.simulatecommand import SimulateOptions, run_simulation
 from edge.fleet.workers import Workers
 from tests.fleet.builders import RUN_FILES, Call, a_scenario, files_of, recompute
+from tests.passes import cohorts_passes
 from trainer.algorithms import ALGORITHMS
 from trainer.errors import ParameterError
 from trainer.metrics import metrics_from_ranks
-from trainer.params import Hyperparameters, ScoreFunction
+from trainer.params import Hyperparameters
 
 SETTINGS = Hyperparameters(lr=0.1, item_lr=20.0, negatives=4, batch_size=64)
 DEADLINE_S = 60.0
@@ -159,8 +160,9 @@ def test_cohorts_are_a_partition_in_order(lengths: list[int]) -> None:
     cuts = cut_into_cohorts(np.array(lengths, dtype=np.int64))
 
     assert len(cuts) == min(MAX_COHORTS, len(lengths))
-    assert [user for cut in cuts for user in range(cut.start, cut.stop)] == list(range(len(lengths)))
-    assert all(cut.stop > cut.start for cut in cuts)
+    assert sorted(user for cut in cuts for user in cut.tolist()) == list(range(len(lengths)))
+    assert all(cut.size for cut in cuts)
+    assert [lengths[user] for cut in cuts for user in cut] == sorted(lengths)
 
 
 @settings(deadline=None)
@@ -190,15 +192,7 @@ def test_round_is_the_mean_of_the_users_passes(name: str) -> None:
     cuts = cut_into_cohorts(np.array([items.size for items in scenario.split.train]))
     for number, cut in enumerate(cuts):
         rng = np.random.default_rng([1, 3, 1, number])
-        for user in range(cut.start, cut.stop):
-            result = algorithm.local_pass(
-                shared,
-                ScoreFunction(w=W[user], b=float(b[user])),
-                scenario.split.train[user],
-                scenario.sampler(user),
-                SETTINGS,
-                rng,
-            )
+        for user, result in cohorts_passes(algorithm, shared, W, b, scenario, cut, SETTINGS, rng):
             table[result.rows] += result.change / scenario.n_users
             network += result.network_change / scenario.n_users
             W[user], b[user] = result.score_function.w, result.score_function.b

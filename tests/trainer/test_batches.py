@@ -26,14 +26,14 @@ def some_batches(
 ) -> tuple[Rows, Rows, list[Batch]]:
     """Draw positives, and batches of them; give positives, rows and batches."""
     positives = np.random.default_rng([seed, 1]).choice(n_items, n_positives, replace=False)
-    rows, batches = draw_batches(
+    drawn = draw_batches(
         n_items,
-        positives,
-        NegativeSampler.excluding(n_items, positives),
+        [positives],
+        [NegativeSampler.excluding(n_items, positives)],
         Hyperparameters(negatives=negatives, batch_size=batch_size),
         np.random.default_rng(seed),
     )
-    return positives, rows, batches
+    return positives, *drawn.of(0)
 
 
 def samples_of(batch: Batch) -> tuple[Rows, Doubles]:
@@ -83,7 +83,7 @@ def test_rows_are_distinct_ascending_and_the_same_for_all_batches(
     for batch in batches:
         assert batch.samples.shape == batch.bias.shape == rows.shape
         assert batch.samples.dtype == batch.bias.dtype == np.float32
-        assert batch.half_mean == pytest.approx(0.5 / float(batch.samples.sum()))
+        assert batch.half_mean == pytest.approx(np.array([0.5 / batch.samples.sum()]))
 
 
 @settings(deadline=None, max_examples=40)
@@ -99,7 +99,7 @@ def test_gradient_is_the_sum_over_samples(
         position, labels = samples_of(batch)
         g = 1.0 / (1.0 + np.exp(-z[position])) - labels
         plain = np.bincount(position, g, minlength=rows.size)
-        np.testing.assert_allclose(batch.gradient(z), plain / labels.size, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(batch.gradient(z), plain / labels.size, rtol=1e-6, atol=1e-12)
         half_z = (0.5 * z).astype(np.float32)
         np.testing.assert_allclose(batch.two_g(half_z), 2.0 * plain, rtol=1e-4, atol=1e-5)
 
@@ -115,7 +115,8 @@ def test_gradient_keeps_the_dtype() -> None:
 
 def test_large_logits_do_not_overflow() -> None:
     """A sure and right answer has no gradient, a sure and wrong one has one for each sample."""
-    batch = Batch(np.array([2, 3], dtype=np.float32), np.array([-2, 3], dtype=np.float32), 0.5 / 5)
+    samples, bias, half_mean = (np.array(values, dtype=np.float32) for values in ([2, 3], [-2, 3], [0.5 / 5]))
+    batch = Batch(samples, bias, half_mean)
 
     for z, expected in (([1e30, -1e30], [0.0, 0.0]), ([-1e30, 1e30], [-2 / 5, 3 / 5])):
         np.testing.assert_allclose(batch.gradient(np.array(z, dtype=np.float32)), expected, atol=1e-7)
@@ -166,7 +167,7 @@ def test_positives_that_do_not_fit_are_refused(positives: list[int], message: st
 
     with pytest.raises(ParameterError, match=message):
         draw_batches(
-            20, np.array(positives, dtype=np.int64), sampler, Hyperparameters(), np.random.default_rng(0)
+            20, [np.array(positives, dtype=np.int64)], [sampler], Hyperparameters(), np.random.default_rng(0)
         )
 
 
@@ -177,12 +178,11 @@ def test_sampler_of_a_larger_table_is_refused() -> None:
     with pytest.raises(ParameterError, match="21 items; the table has 20"):
         draw_batches(
             20,
-            positives,
-            NegativeSampler.excluding(21, positives),
+            [positives],
+            [NegativeSampler.excluding(21, positives)],
             Hyperparameters(),
             np.random.default_rng(0),
         )
-    rows, _ = draw_batches(
-        20, positives, NegativeSampler.excluding(10, positives), Hyperparameters(), np.random.default_rng(0)
-    )
+    smaller = NegativeSampler.excluding(10, positives)
+    rows, _ = draw_batches(20, [positives], [smaller], Hyperparameters(), np.random.default_rng(0)).of(0)
     assert rows.max() < 10

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.passes import one_pass
 from trainer.algorithms import Scores
 from trainer.algorithms.fedncf import FedNCF, as_layers, layer_sizes, loss_gradients
 from trainer.local import LocalResult
@@ -121,7 +122,8 @@ def one_batch(widths: tuple[int, ...], *, joint: bool) -> tuple[Doubles, Doubles
     shared = algorithm.start(6, DIM, 1.0, rng)
     p = rng.standard_normal(DIM, dtype=np.float32)
     positives = np.array([4, 0, 1, 5, 2])
-    result = algorithm.local_pass(
+    result = one_pass(
+        algorithm,
         shared,
         ScoreFunction(w=p, b=0.0),
         positives,

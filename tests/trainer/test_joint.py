@@ -1,7 +1,7 @@
 """Local passes other than PFedRec's own: joint steps, no bias, decay; and the algorithms made of them."""
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import pytest
@@ -9,12 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from tests.passes import one_pass
+from trainer.aggregation import Accumulator
 from trainer.algorithms import ALGORITHMS, Algorithm, Shared
 from trainer.algorithms.dualper import dualper
 from trainer.algorithms.fedmf import FedMF
 from trainer.algorithms.fedncf import FedNCF
 from trainer.algorithms.fedrecon import FedRecon
-from trainer.local import LocalResult, local_pass
+from trainer.batches import count_batches, users_alike
+from trainer.errors import ParameterError
+from trainer.local import LocalResult, local_pass, local_passes
 from trainer.params import Hyperparameters, Rows, ScoreFunction, initial_score_function, initial_table
 from trainer.sampling import NegativeSampler
 
@@ -133,6 +137,115 @@ def test_pass_agrees_with_a_dense_float64_pass(
     assert_close(result, expected)
 
 
+class _Replay:
+    """A generator that gives one user's part of what was drawn for several together."""
+
+    def __init__(self, uniform: Doubles, place: Rows) -> None:
+        self._uniform, self._place = uniform, place
+
+    def random(self, count: int) -> Doubles:
+        assert count == self._uniform.size
+        return self._uniform
+
+    def permutation(self, count: int) -> Rows:
+        assert count == self._place.size
+        return self._place
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 2**32),
+    n_users=st.integers(2, 6),
+    n_positives=st.integers(1, 40),
+    batch_size=st.integers(1, 70),
+    n_items=st.sampled_from([41, 60, 500, 10_000]),
+    joint=st.booleans(),
+    bias=st.booleans(),
+)
+def test_passes_together_are_those_of_each_user_alone(
+    seed: int, n_users: int, n_positives: int, batch_size: int, n_items: int, *, joint: bool, bias: bool
+) -> None:
+    """From the same draws, to the last bits of float32: nobody sees who else is there."""
+    rng = np.random.default_rng(seed)
+    dim, negatives = 7, 3
+    table = initial_table(n_items, dim, rng)
+    W = rng.standard_normal((n_users, dim), dtype=np.float32)
+    b = rng.standard_normal(n_users, dtype=np.float32)
+    hyperparameters = Hyperparameters(
+        lr=0.1, item_lr=2.0, negatives=negatives, batch_size=batch_size, decay=0.1
+    )
+    # Equally many batches are the condition, not equally many positives.
+    n_batches = -(-n_positives * (1 + negatives) // batch_size)
+    fewer = next(n for n in range(1, n_positives + 1) if -(-n * (1 + negatives) // batch_size) == n_batches)
+    sizes = rng.integers(fewer, n_positives + 1, n_users)
+    positives = [rng.choice(n_items, size, replace=False) for size in sizes]
+    samplers = [NegativeSampler.excluding(n_items, items) for items in positives]
+
+    passes = local_passes(
+        table, W, b, positives, samplers, hyperparameters, np.random.default_rng(seed), joint=joint, bias=bias
+    )
+
+    rng = np.random.default_rng(seed)
+    uniform = [rng.random(negatives * size) for size in sizes]
+    places = [rng.permutation((1 + negatives) * size) if n_batches > 1 else sizes[:0] for size in sizes]
+    total = Accumulator(n_items, dim)
+    assert len(passes) == n_users
+    for user, together in enumerate(passes):
+        alone = local_pass(
+            table,
+            ScoreFunction(w=W[user], b=float(b[user])),
+            positives[user],
+            samplers[user],
+            hyperparameters,
+            cast("np.random.Generator", _Replay(uniform[user], places[user])),
+            joint=joint,
+            bias=bias,
+        )
+        np.testing.assert_array_equal(together.rows, alone.rows)
+        np.testing.assert_allclose(together.values, alone.values, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(together.score_function.w, alone.score_function.w, rtol=1e-4, atol=1e-5)
+        assert together.score_function.b == pytest.approx(alone.score_function.b, rel=1e-4, abs=1e-5)
+        w = together.score_function.w
+        np.testing.assert_allclose(together.products(w), together.values @ w, rtol=1e-3, atol=1e-4)
+        total.add(alone.rows, alone.change, 1.0)
+    summed = Accumulator(n_items, dim)
+    passes.add_to(summed)
+    assert (summed.count, summed.weight) == (n_users, n_users)
+    np.testing.assert_allclose(summed.scaled(1.0), total.scaled(1.0), rtol=1e-4, atol=1e-4)
+
+
+def test_users_with_other_numbers_of_batches_are_refused() -> None:
+    """They cannot be drawn together."""
+    rng = np.random.default_rng(0)
+    positives = [np.arange(3), np.arange(20)]
+    samplers = [NegativeSampler.excluding(100, items) for items in positives]
+    W, b = np.zeros((2, DIM), dtype=np.float32), np.zeros(2, dtype=np.float32)
+
+    with pytest.raises(ParameterError, match="equally many batches"):
+        local_passes(initial_table(100, DIM, rng), W, b, positives, samplers, SETTINGS, rng)
+
+
+@settings(deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 3000), min_size=1, max_size=200),
+    batch_size=st.sampled_from([1, 64, 256]),
+    n_items=st.sampled_from([50, 2000, 10**6]),
+)
+def test_users_who_are_alike_can_be_drawn_together(sizes: list[int], batch_size: int, n_items: int) -> None:
+    """Each user is in one group; all of a group have equally many batches, and not too many rows."""
+    settings_of_all = Hyperparameters(batch_size=batch_size)
+    n_positives = np.array(sizes)
+
+    groups = users_alike(n_positives, n_items, settings_of_all)
+
+    assert sorted(np.concatenate(groups).tolist()) == list(range(len(sizes)))
+    n_batches = count_batches(n_positives, settings_of_all)
+    for group in groups:
+        assert np.ptp(n_batches[group]) == 0
+        rows = np.minimum(5 * n_positives[group], n_items)
+        assert group.size == 1 or group.size * rows.max() <= 10_000
+
+
 @pytest.mark.parametrize("joint", [False, True])
 @pytest.mark.parametrize(("batch_size", "dim"), [(1000, 8), (32, 8), (16, 32)])
 @pytest.mark.parametrize("seed", range(5))
@@ -187,8 +300,8 @@ def a_pass(
 def a_pass_of(algorithm: Algorithm, hyperparameters: Hyperparameters = SETTINGS) -> LocalResult:
     """Run the same pass of an algorithm."""
     shared, function, sampler = a_model()
-    return algorithm.local_pass(
-        shared, function, POSITIVES, sampler, hyperparameters, np.random.default_rng(7)
+    return one_pass(
+        algorithm, shared, function, POSITIVES, sampler, hyperparameters, np.random.default_rng(7)
     )
 
 
@@ -271,7 +384,7 @@ def test_dualper_of_fedncf_steps_the_rows_afterwards() -> None:
     sampler, whole = NegativeSampler.excluding(N_ITEMS, POSITIVES), replace(SETTINGS, batch_size=1000)
 
     base, personal = (
-        algorithm.local_pass(shared, p, POSITIVES, sampler, whole, np.random.default_rng(2))
+        one_pass(algorithm, shared, p, POSITIVES, sampler, whole, np.random.default_rng(2))
         for algorithm in (FedNCF(), dualper(FedNCF()))
     )
 
@@ -306,7 +419,8 @@ def test_fedrecon_keeps_no_state() -> None:
     """The user's vector of the last round is nothing to it."""
     shared, _, sampler = a_model()
     results = [
-        FedRecon().local_pass(
+        one_pass(
+            FedRecon(),
             shared,
             ScoreFunction(w=np.full(DIM, value, dtype=np.float32), b=value),
             POSITIVES,
@@ -329,7 +443,8 @@ def test_global_score_trains_the_fleets_score_function(name: str) -> None:
     sampler = NegativeSampler.excluding(N_ITEMS, POSITIVES)
     first = ScoreFunction(w=shared.network[:-1], b=float(shared.network[-1]))
 
-    result = algorithm.local_pass(
+    result = one_pass(
+        algorithm,
         shared,
         ScoreFunction(w=np.full(DIM, 99.0, dtype=np.float32), b=-5.0),
         POSITIVES,

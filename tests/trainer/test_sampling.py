@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.errors import ParameterError
-from trainer.sampling import NegativeSampler
+from trainer.sampling import NegativeSampler, draw_for_each
 
 
 @st.composite
@@ -40,8 +40,32 @@ def test_draw_equals_choosing_from_a_list(catalogue: tuple[int, list[int]], seed
 
     drawn = NegativeSampler.excluding(n_items, np.array(excluded)).draw(50, np.random.default_rng(seed))
 
-    by_list = allowed[np.random.default_rng(seed).integers(0, allowed.size, 50)]
+    by_list = allowed[(np.random.default_rng(seed).random(50) * allowed.size).astype(int)]
     np.testing.assert_array_equal(drawn, by_list)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(catalogues(), st.integers(0, 200)), min_size=1, max_size=6),
+    st.sampled_from([120, 5_000, 10**9]),
+    st.integers(0, 2**32),
+)
+def test_drawing_for_each_is_drawing_for_one_after_the_other(
+    users: list[tuple[tuple[int, list[int]], int]], stride: int, seed: int
+) -> None:
+    """Whether the allowed items are listed or searched for, and whatever the others exclude."""
+    samplers = [NegativeSampler.excluding(n_items, np.array(excluded)) for (n_items, excluded), _ in users]
+    counts = np.array([count for _, count in users])
+
+    drawn = draw_for_each(samplers, counts, stride, np.random.default_rng(seed))
+
+    rng = np.random.default_rng(seed)
+    in_turn = [
+        user * stride + sampler.draw(int(count), rng)
+        for user, (sampler, count) in enumerate(zip(samplers, counts, strict=True))
+    ]
+    np.testing.assert_array_equal(drawn, np.concatenate(in_turn))
+    assert drawn.dtype == np.int64
 
 
 def test_draw_is_uniform() -> None:

@@ -47,6 +47,19 @@ class Accumulator:
         self.weight += weight
         self.count += 1
 
+    def add_product(self, coefficients: Floats, vectors: Floats, count: int) -> None:
+        """Add the changes of `count` updates of weight 1, given as factors over the whole table.
+
+        Parameters
+        ----------
+        coefficients : ndarray, shape (k, n_items), float32
+        vectors : ndarray, shape (k, dim), float32
+            ``coefficients.T · vectors`` is the sum of the changes.
+        """
+        self._sum += np.dot(coefficients.T, vectors)
+        self.weight += count
+        self.count += count
+
     def merge(self, partial: Floats, weight: float, count: int) -> None:
         """Add another accumulator's sum, shape (n_items, dim), with its weight and count."""
         self._sum += partial

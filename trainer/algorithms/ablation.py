@@ -1,20 +1,14 @@
 """PFedRec without its user side: one score function for the whole fleet, averaged like the table."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from trainer.algorithms.interface import OwnRows, Scores, Scoring, Shared
 from trainer.algorithms.linear import LinearScoring, same_start
-from trainer.local import LocalResult, local_pass
-from trainer.params import (
-    Floats,
-    Hyperparameters,
-    Rows,
-    ScoreFunction,
-    initial_score_function,
-    initial_table,
-)
+from trainer.local import LocalPasses, local_passes
+from trainer.params import Floats, Hyperparameters, Rows, initial_score_function, initial_table
 from trainer.sampling import NegativeSampler
 
 
@@ -64,17 +58,20 @@ class GlobalScore:
         """See `Algorithm.start_users`; nothing of it is used."""
         return same_start(n_users, dim, rng)
 
-    def local_pass(
+    def local_passes(
         self,
         shared: Shared,
-        score_function: ScoreFunction,  # noqa: ARG002 - the contract's signature
-        positives: Rows,
-        sampler: NegativeSampler,
+        W: Floats,  # noqa: ARG002 - the contract's signature
+        b: Floats,  # noqa: ARG002
+        positives: Sequence[Rows],
+        samplers: Sequence[NegativeSampler],
         hyperparameters: Hyperparameters,
         rng: np.random.Generator,
-    ) -> LocalResult:
-        """See `Algorithm.local_pass`; starts from the fleet's score function."""
-        first = ScoreFunction(w=shared.network[:-1], b=float(shared.network[-1]))
-        result = local_pass(shared.table, first, positives, sampler, hyperparameters, rng)
-        after = np.append(result.score_function.w, np.float32(result.score_function.b))
-        return replace(result, network_change=after - shared.network)
+    ) -> LocalPasses:
+        """See `Algorithm.local_passes`; all start from the fleet's score function."""
+        n_users = len(positives)
+        first_W = np.repeat(shared.network[None, :-1], n_users, axis=0)
+        first_b = np.repeat(shared.network[-1:], n_users)
+        passes = local_passes(shared.table, first_W, first_b, positives, samplers, hyperparameters, rng)
+        after = np.concatenate((passes.W, passes.b[:, None]), axis=1)
+        return replace(passes, network_changes=after - shared.network)

@@ -4,14 +4,15 @@ Chai et al., "Secure Federated Matrix Factorization", 2020 (arXiv 1906.05108), w
 cross-entropy and sampled negatives that PFedRec's paper compares it with.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from trainer.algorithms.interface import Scoring, Shared
 from trainer.algorithms.linear import LinearScoring, own_starts
-from trainer.local import LocalResult, local_pass
-from trainer.params import Floats, Hyperparameters, Rows, ScoreFunction, initial_table
+from trainer.local import LocalPasses, local_passes
+from trainer.params import Floats, Hyperparameters, Rows, initial_table
 from trainer.sampling import NegativeSampler
 
 
@@ -41,23 +42,17 @@ class FedMF:
         """See `Algorithm.start_users`."""
         return own_starts(n_users, dim, rng, scale=self.user_scale)
 
-    def local_pass(
+    def local_passes(
         self,
         shared: Shared,
-        score_function: ScoreFunction,
-        positives: Rows,
-        sampler: NegativeSampler,
+        W: Floats,
+        b: Floats,
+        positives: Sequence[Rows],
+        samplers: Sequence[NegativeSampler],
         hyperparameters: Hyperparameters,
         rng: np.random.Generator,
-    ) -> LocalResult:
-        """See `Algorithm.local_pass`."""
-        return local_pass(
-            shared.table,
-            score_function,
-            positives,
-            sampler,
-            hyperparameters,
-            rng,
-            joint=self.joint,
-            bias=False,
+    ) -> LocalPasses:
+        """See `Algorithm.local_passes`."""
+        return local_passes(
+            shared.table, W, b, positives, samplers, hyperparameters, rng, joint=self.joint, bias=False
         )

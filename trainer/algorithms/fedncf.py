@@ -6,7 +6,7 @@ stays on the device; the item table and the network are averaged.
     h_1 = relu(A_1ᵀ·[p_u; e_i] + c_1),  h_l = relu(A_lᵀ·h_(l-1) + c_l),  z = a·h_L + c
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,9 +14,10 @@ import numpy as np
 
 from trainer.algorithms.interface import OwnRows, Scores, Shared
 from trainer.algorithms.linear import own_starts
-from trainer.batches import draw_batches
-from trainer.local import LocalResult
-from trainer.params import Floats, Hyperparameters, Rows, ScoreFunction, initial_table
+from trainer.batches import Batch, draw_batches
+from trainer.errors import ParameterError
+from trainer.local import LocalPasses
+from trainer.params import Floats, Hyperparameters, Rows, initial_table
 from trainer.sampling import NegativeSampler
 
 Layers = list[tuple[Scores, Scores]]
@@ -151,34 +152,61 @@ class FedNCF:
         """See `Algorithm.start_users`."""
         return own_starts(n_users, dim, rng, scale=self.user_scale)
 
-    def local_pass(
+    def local_passes(
         self,
         shared: Shared,
-        score_function: ScoreFunction,
-        positives: Rows,
-        sampler: NegativeSampler,
+        W: Floats,
+        b: Floats,  # noqa: ARG002 - there is no bias
+        positives: Sequence[Rows],
+        samplers: Sequence[NegativeSampler],
         hyperparameters: Hyperparameters,
         rng: np.random.Generator,
-    ) -> LocalResult:
-        """See `Algorithm.local_pass`."""
-        rows, batches = draw_batches(len(shared.table), positives, sampler, hyperparameters, rng)
-        before: Floats = shared.table.take(rows, axis=0)
-        values, p, network = before.copy(), score_function.w, shared.network
+    ) -> LocalPasses:
+        """See `Algorithm.local_passes`."""
+        if W.shape[1:] != shared.table.shape[1:]:
+            raise ParameterError(
+                f"w has shape {W.shape[1:]}; the rows of the table have {shared.table.shape[1:]}"
+            )
+        drawn = draw_batches(len(shared.table), positives, samplers, hyperparameters, rng)
+        n_users, dim = W.shape
+        after = np.empty_like(W)
+        networks = np.empty((n_users, shared.network.size), dtype=np.float32)
+        changes = np.zeros((n_users, dim, drawn.rows.shape[1]), dtype=np.float32)
+        for user, p in enumerate(W):
+            rows, batches = drawn.of(user)
+            before: Floats = shared.table.take(rows, axis=0)
+            after[user], values, networks[user] = self._trained(
+                p, before, shared.network, batches, hyperparameters
+            )
+            changes[user, :, : rows.size] = (values - before).T
+        return LocalPasses(
+            W=after,
+            b=np.zeros(n_users, dtype=np.float32),
+            drawn=drawn,
+            table=shared.table,
+            coefficients=changes,
+            vectors=np.broadcast_to(np.eye(dim, dtype=np.float32), (n_users, dim, dim)),
+            network_changes=networks - shared.network,
+        )
+
+    def _trained(
+        self,
+        p: Floats,
+        before: Floats,
+        network: Floats,
+        batches: list[Batch],
+        hyperparameters: Hyperparameters,
+    ) -> tuple[Floats, Floats, Floats]:
+        """Give the user vector, the rows and the network after a user's pass."""
+        values = before.copy()
         lr, item_lr = np.float32(hyperparameters.lr), np.float32(hyperparameters.item_lr)
         for batch in batches:
             touched = batch.samples.nonzero()[0]
             g_of = batch.among(touched).gradient
             by_p, by_rows, by_network = loss_gradients(p, values[touched], network, self.widths, g_of)
+            by_p = by_p + np.float32(hyperparameters.decay) * p
             p, network = p - lr * by_p, network - lr * by_network
             if not self.joint:
                 by_rows = loss_gradients(p, values[touched], network, self.widths, g_of)[1]
             values[touched] -= item_lr * by_rows
-        values -= before
-        return LocalResult(
-            score_function=ScoreFunction(w=p, b=0.0),
-            rows=rows,
-            table=shared.table,
-            coefficients=np.ascontiguousarray(values.T),
-            vectors=np.eye(values.shape[1], dtype=np.float32),
-            network_change=network - shared.network,
-        )
+        return p, values, network

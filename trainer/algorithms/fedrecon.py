@@ -4,14 +4,15 @@ Singhal et al., "Federated Reconstruction: Partially Local Federated Learning", 
 No state stays on the device between rounds.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from trainer.algorithms.interface import Scoring, Shared
 from trainer.algorithms.linear import LinearScoring, same_start
-from trainer.local import LocalResult, local_pass
-from trainer.params import Floats, Hyperparameters, Rows, ScoreFunction, initial_table
+from trainer.local import LocalPasses, local_passes
+from trainer.params import Floats, Hyperparameters, Rows, initial_table
 from trainer.sampling import NegativeSampler
 
 
@@ -39,22 +40,24 @@ class FedRecon:
         """See `Algorithm.start_users`."""
         return same_start(n_users, dim, rng)
 
-    def local_pass(
+    def local_passes(
         self,
         shared: Shared,
-        score_function: ScoreFunction,
-        positives: Rows,
-        sampler: NegativeSampler,
+        W: Floats,
+        b: Floats,
+        positives: Sequence[Rows],
+        samplers: Sequence[NegativeSampler],
         hyperparameters: Hyperparameters,
         rng: np.random.Generator,
-    ) -> LocalResult:
-        """See `Algorithm.local_pass`; of `score_function` only the width counts."""
+    ) -> LocalPasses:
+        """See `Algorithm.local_passes`; of W only the shape counts."""
         user_only = replace(hyperparameters, item_lr=0.0)
-        rebuilt = ScoreFunction(w=np.zeros_like(score_function.w), b=0.0)
+        rebuilt, none = np.zeros_like(W), np.zeros_like(b)
         for _ in range(self.reconstructions):
-            result = local_pass(shared.table, rebuilt, positives, sampler, user_only, rng, bias=False)
-            rebuilt = result.score_function
+            rebuilt = local_passes(
+                shared.table, rebuilt, none, positives, samplers, user_only, rng, bias=False
+            ).W
         items_only = hyperparameters if not self.joint else replace(hyperparameters, lr=0.0)
-        return local_pass(
-            shared.table, rebuilt, positives, sampler, items_only, rng, joint=self.joint, bias=False
+        return local_passes(
+            shared.table, rebuilt, none, positives, samplers, items_only, rng, joint=self.joint, bias=False
         )

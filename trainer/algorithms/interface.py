@@ -4,14 +4,15 @@ An algorithm is four things: what the fleet shares, where users start, one local
 items. How passes are combined into rounds, who runs them and how they are evaluated is the same for all.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.local import LocalResult
-from trainer.params import Floats, Hyperparameters, Rows, ScoreFunction
+from trainer.local import LocalPasses
+from trainer.params import Floats, Hyperparameters, Rows
 from trainer.sampling import NegativeSampler
 
 Scores = NDArray[np.floating[Any]]
@@ -123,14 +124,18 @@ class Algorithm(Protocol):
         """Draw where users start: W of shape (n_users, dim) and b of shape (n_users,)."""
         ...
 
-    def local_pass(
+    def local_passes(
         self,
         shared: Shared,
-        score_function: ScoreFunction,
-        positives: Rows,
-        sampler: NegativeSampler,
+        W: Floats,
+        b: Floats,
+        positives: Sequence[Rows],
+        samplers: Sequence[NegativeSampler],
         hyperparameters: Hyperparameters,
         rng: np.random.Generator,
-    ) -> LocalResult:
-        """Train one pass over a user's positives; see `trainer.local.local_pass`."""
+    ) -> LocalPasses:
+        """Train one pass of each of several users, who need equally many batches.
+
+        See `trainer.local.local_passes`.
+        """
         ...

@@ -1,13 +1,14 @@
 """PFedRec (arXiv 2301.08143): a personal score function and a personal view of the items."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from trainer.algorithms.interface import Scoring, Shared
 from trainer.algorithms.linear import LinearScoring, same_start
-from trainer.local import LocalResult, local_pass
-from trainer.params import Floats, Hyperparameters, Rows, ScoreFunction, initial_table
+from trainer.local import LocalPasses, local_passes
+from trainer.params import Floats, Hyperparameters, Rows, initial_table
 from trainer.sampling import NegativeSampler
 
 
@@ -36,16 +37,15 @@ class PFedRec:
         """See `Algorithm.start_users`."""
         return same_start(n_users, dim, rng)
 
-    def local_pass(
+    def local_passes(
         self,
         shared: Shared,
-        score_function: ScoreFunction,
-        positives: Rows,
-        sampler: NegativeSampler,
+        W: Floats,
+        b: Floats,
+        positives: Sequence[Rows],
+        samplers: Sequence[NegativeSampler],
         hyperparameters: Hyperparameters,
         rng: np.random.Generator,
-    ) -> LocalResult:
-        """See `Algorithm.local_pass`."""
-        return local_pass(
-            shared.table, score_function, positives, sampler, hyperparameters, rng, joint=self.joint
-        )
+    ) -> LocalPasses:
+        """See `Algorithm.local_passes`."""
+        return local_passes(shared.table, W, b, positives, samplers, hyperparameters, rng, joint=self.joint)
