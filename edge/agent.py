@@ -16,7 +16,7 @@ import numpy as np
 from broker.connection import Connected, Connection, EventQueue, LinkEvent, Lost, Received, Refused
 from broker.errors import EncodingError, ProtocolError, RefusedError
 from broker.protocol.chunks import CHUNK_BYTES, cut
-from broker.protocol.messages import Chunk, Head, Receipt, Status, decode, encode
+from broker.protocol.messages import Chunk, Delta, Head, Receipt, Status, decode, encode
 from broker.protocol.topics import Filter, FleetTopics, Topic
 from broker.protocol.versions import sha256
 from edge.config import DeviceConfig
@@ -77,6 +77,8 @@ class Agent:
         self._positives: Rows = np.empty(0, dtype=np.int64)
         self._sampler: NegativeSampler | None = None
         self._download: Download | None = None
+        self._broken: Download | None = None
+        self._asked_for: list[Filter] = []
         self._events = EventQueue()
         self._connections_before = int(store.fact("connection") or 0)
         self._connection_number = self._connections_before
@@ -140,7 +142,8 @@ class Agent:
                 if not self._broker_gone:
                     self._say(f"{reason}; trying again until it is back")
                 self._broker_gone = True
-                self._no_head_at = self._download = None
+                self._no_head_at = None
+                self._break_download()
                 self._carry_out(self._session.lost())
             case Refused(reason):
                 raise RefusedError(
@@ -163,7 +166,7 @@ class Agent:
             self._carry_out(self._session.head_received(decode(message.payload, Head), now))
         elif address.kind == "receipt" and address.device == self._config.device_id:
             self._carry_out(self._session.receipt_received(decode(message.payload, Receipt), now))
-        elif address.kind in ("snapshot", "catalogue") and self._download is not None:
+        elif address.kind in ("snapshot", "delta", "catalogue") and self._download is not None:
             chunk = decode(message.payload, Chunk)
             before = self._download.bytes_received
             complete = self._download.add(address, chunk, len(message.payload))
@@ -184,15 +187,39 @@ class Agent:
         if item_keys is not None:
             self._personal = self._store.personal()
         self._model = Model(head=download.head, table=table)
-        _LOG.info("table version %d is here", download.head.version)
+        how = f"by {len(download.steps)} steps" if download.steps else "as a whole"
+        _LOG.info(
+            "table version %d is here, %s: %d bytes", download.head.version, how, download.bytes_received
+        )
         # Which of them can be trained on depends on the table, too.
         self._interacted = None
         self._look_for_interactions(now)
         self._carry_out(self._session.table_ready(download.head, now))
 
+    def _begin_download(self, head: Head, steps: tuple[Delta, ...], *, catalogue: bool) -> None:
+        self._break_download()
+        broken, self._broken = self._broken, None
+        base = None if self._model is None else self._model.table
+        if broken is not None and broken.goes_on_with(head, catalogue=catalogue, steps=steps):
+            self._download = broken
+        else:
+            self._download = Download(head, catalogue=catalogue, steps=steps, base=base)
+        self._asked_for = self._download.filters(self._topics)
+        if not set(self._asked_for) <= set(all_filters(self._topics)):
+            # The broker's session may outlive this process: the next one must know what to unsubscribe.
+            self._store.set_facts(asked_for="\n".join(self._asked_for))
+        self._connection.subscribe(self._asked_for, qos=0)
+
+    def _break_download(self) -> None:
+        """Stop the download, if there is one, but keep its chunks for one that goes on with it."""
+        if self._download is not None:
+            self._broken = self._download
+        self._end_download()
+
     def _end_download(self) -> None:
-        if self._download is not None and self._connection.connected:
-            self._connection.unsubscribe(self._download.filters(self._topics))
+        if self._asked_for and self._connection.connected:
+            self._connection.unsubscribe(self._asked_for)
+        self._asked_for = []
         self._download = None
 
     def _look_for_interactions(self, now: float) -> None:
@@ -223,17 +250,18 @@ class Agent:
             match command:
                 case Subscribe():
                     # The broker's session outlives ours, with the filters of a download that was cut off.
-                    self._connection.unsubscribe(all_filters(self._topics))
+                    left_over = str(self._store.fact("asked_for") or "").split()
+                    self._connection.unsubscribe(all_filters(self._topics) + [Filter(f) for f in left_over])
+                    if left_over:
+                        self._store.set_facts(asked_for="")
                     head, receipt = self._topics.head, self._topics.receipt(self._config.device_id)
                     self._connection.subscribe([Filter(head)], qos=0)
                     self._connection.subscribe([Filter(receipt)])
                 case PublishStatus():
                     status = self._status(online=True)
                     self._publish(self._topics.status(self._config.device_id), status, retain=True)
-                case Fetch(head, catalogue):
-                    self._end_download()
-                    self._download = Download(head, catalogue=catalogue)
-                    self._connection.subscribe(self._download.filters(self._topics), qos=0)
+                case Fetch(head, catalogue, steps):
+                    self._begin_download(head, steps, catalogue=catalogue)
                 case Train():
                     self._train(command)
                 case PublishUpdate(seq):
@@ -244,7 +272,7 @@ class Agent:
                     _LOG.log(level, "update %d: %s%s", seq, verdict, f" ({reason})" if reason else "")
         if self._session.activity is not Activity.FETCHING:
             # Given up by the session: what comes too late must not be stored behind its back.
-            self._end_download()
+            self._break_download()
 
     def _train(self, command: Train) -> None:
         model, sampler = self._model, self._sampler

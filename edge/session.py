@@ -32,7 +32,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TypeAlias
 
-from broker.protocol.messages import Head, Receipt, Verdict
+from broker.protocol.messages import Delta, Head, Receipt, Verdict
 from edge.scheduler import Decision, Pass, Progress, decide
 
 RESEND_S = 30.0
@@ -65,10 +65,17 @@ class PublishStatus:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fetch:
-    """Download the table of `head`, and its catalogue too if `catalogue`; give up what was begun before."""
+    """Download the table of `head`, and its catalogue too if `catalogue`; give up what was begun before.
+
+    Attributes
+    ----------
+    steps : tuple of Delta
+        What leads there from the table on the device in fewer bytes than the whole table; maybe nothing.
+    """
 
     head: Head
     catalogue: bool
+    steps: tuple[Delta, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +184,8 @@ class Session:
         self._unreadable = 0
         self._aggregator_session: int | None = None
         self._fetching: Head | None = None
+        self._with_steps = False
+        self._steps_failed = False
         self._gives_up_at = 0.0
         self._check_in_at: float | None = None
         self._resend_at: float | None = None
@@ -233,6 +242,7 @@ class Session:
         if self.activity is not Activity.FETCHING:
             return []
         self._move("table_ready")
+        self._steps_failed = False
         self.progress = self.progress.with_table(
             head.version, same_aggregator=head.instance == self._instance
         )
@@ -241,8 +251,9 @@ class Session:
         return self.tick(now)
 
     def table_failed(self, now: float) -> list[Command]:
-        """The download was no table; it is tried again soon."""
+        """The download was no table; it is tried again soon, and as a whole where steps led nowhere."""
         if self.activity is Activity.FETCHING:
+            self._steps_failed = self._with_steps
             self._move("table_failed")
             self._check_in_at = now + FETCH_RETRY_S
         return []
@@ -333,7 +344,15 @@ class Session:
         self._fetching = head
         self._gives_up_at = now + FETCH_TIMEOUT_S
         catalogue = head.instance != self._instance or head.catalogue_sha256 != self._catalogue
-        return [Fetch(head, catalogue)]
+        steps = self._steps(head)
+        self._with_steps = bool(steps)
+        return [Fetch(head, catalogue, steps)]
+
+    def _steps(self, head: Head) -> tuple[Delta, ...]:
+        if self.version is None or head.instance != self._instance or self._steps_failed:
+            return ()
+        steps = head.deltas_from(self.version)
+        return steps if sum(step.size for step in steps) < head.table_bytes else ()
 
     def _consider_training(self, now: float, *, due: bool) -> list[Command]:
         decision: Decision = decide(

@@ -1,12 +1,20 @@
-"""What a version looks like when it is published: its head, and its table and catalogue in chunks."""
+"""What a version looks like when it is published: its head, and its table, catalogue and steps in chunks.
+
+A step from the version before is offered as long as a device that takes it fetches less than the table: on a
+large catalogue a round touches few of the rows.
+"""
 
 from collections.abc import Iterator, Sequence
 
 from broker.aggregator.core import AggregatorCore
 from broker.protocol.chunks import chunk_count, cut
-from broker.protocol.messages import Chunk, Head, Plan
+from broker.protocol.deltas import delta_bytes
+from broker.protocol.messages import DIGEST_PREFIX_BYTES, MAX_DELTAS, Chunk, Delta, Head, Plan
 from broker.protocol.versions import catalogue_bytes, sha256, table_bytes
-from trainer.params import ScoreFunction
+from trainer.params import Floats, ScoreFunction
+
+_LARGEST_STEP = 0.5
+"""Of the table's size; above it a step is not worth a second look."""
 
 
 class Publication:
@@ -18,6 +26,31 @@ class Publication:
         self._catalogue_rows = len(item_keys)
         self._catalogue = catalogue_bytes(item_keys)
         self._catalogue_sha256 = sha256(self._catalogue)
+        self._newest: Floats | None = None
+        self._steps: list[tuple[Delta, bytes]] = []
+
+    def begin(self, table: Floats) -> None:
+        """Take the table that the first step will start from; shape (n_items, dim), read-only."""
+        self._newest = table
+        self._steps = []
+
+    def add_step(self, version: int, table: Floats) -> None:
+        """Take the table of the next version, and keep the step to it if it is worth offering."""
+        before, self._newest = self._newest, table
+        content = b"" if before is None else delta_bytes(before, table)
+        if not content or len(content) > _LARGEST_STEP * table.nbytes:
+            self._steps = []
+            return
+        delta = Delta(version=version, size=len(content), digest=sha256(content)[:DIGEST_PREFIX_BYTES])
+        self._steps.append((delta, content))
+        while len(self._steps) > MAX_DELTAS or sum(step.size for step, _ in self._steps) > table.nbytes:
+            del self._steps[0]
+
+    def step_chunks(self, after: int) -> Iterator[tuple[int, Chunk]]:
+        """Give the steps on offer to versions above `after`, in chunks, each with its step's version."""
+        for delta, content in self._steps:
+            if delta.version > after:
+                yield from ((delta.version, chunk) for chunk in cut(content, sha256(content)))
 
     def catalogue_chunks(self) -> Iterator[Chunk]:
         """Give the item keys in chunks."""
@@ -47,5 +80,6 @@ class Publication:
             plan=self._plan,
             w=self._start.w,
             b=self._start.b,
+            deltas=tuple(delta for delta, _ in self._steps if delta.version <= core.version),
         )
         return head, cut(content, digest)

@@ -59,6 +59,7 @@ class AggregatorService:
         self._core = AggregatorCore(
             config.round_settings, config.make_strategy(), store.load(), store.pending()
         )
+        self._publication.begin(self._core.table)
         self._topics = FleetTopics(config.fleet)
         self._events = EventQueue()
         self._connection = Connection(address, f"pfedrec-{config.fleet}-aggregator", self._events)
@@ -68,6 +69,7 @@ class AggregatorService:
         )
         self._reassembly = Reassembly(self._max_update_bytes)
         self._session = 0
+        self._steps_published = 0
         self._broker_gone = False
 
     def run(self, stop: threading.Event, require_broker: Callable[[], None] = lambda: None) -> None:
@@ -213,6 +215,7 @@ class AggregatorService:
         for command in durable:
             if isinstance(command, CloseRound):
                 closed = command.round
+                self._publication.add_step(closed.version, closed.table)
                 _LOG.info(
                     "version %d: %d updates%s, staleness %.1f",
                     closed.version,
@@ -235,6 +238,9 @@ class AggregatorService:
             self._connection.publish(
                 self._topics.snapshot(head.slot, chunk.index), encode(chunk), retain=True
             )
+        for version, chunk in self._publication.step_chunks(self._steps_published):
+            self._connection.publish(self._topics.delta(version, chunk.index), encode(chunk), retain=True)
+        self._steps_published = head.version
         self._connection.publish(self._topics.head, encode(head), retain=True)
 
     def _connected(self) -> None:
@@ -243,6 +249,7 @@ class AggregatorService:
             self._say("the broker is back")
         self._broker_gone = False
         self._session = self._store.next_session()
+        self._steps_published = 0
         self._connection.subscribe([self._topics.update_filter, self._topics.status_filter])
         for chunk in self._publication.catalogue_chunks():
             self._connection.publish(self._topics.catalogue(chunk.index), encode(chunk), retain=True)

@@ -50,6 +50,11 @@ class Assembly:
         """Whether all chunks are there."""
         return len(self._parts) == self.count
 
+    @property
+    def missing(self) -> list[int]:
+        """The places of the chunks that are not there yet, in order."""
+        return [index for index in range(self.count) if index not in self._parts]
+
     def add(self, chunk: Chunk) -> bool:
         """Keep one chunk; tell whether the whole is complete.
 

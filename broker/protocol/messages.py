@@ -39,6 +39,7 @@ CHUNK_BYTES = 120 * 1024
 MAX_TRANSFER_BYTES = 1 << 30
 MAX_REASON_BYTES = 400
 DIGEST_PREFIX_BYTES = 8
+MAX_DELTAS = 8
 
 Verdict = Literal["accepted", "duplicate", "stale", "rejected"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
@@ -109,6 +110,28 @@ class Plan:
         return TasteSettings(recency=self.taste_recency, strength=self.taste_strength)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Delta:
+    """A step on offer: from the version before `version` to it.
+
+    Attributes
+    ----------
+    size : int
+        Bytes of the whole step (`broker.protocol.deltas`).
+    digest : bytes
+        The first eight bytes of its SHA-256.
+    """
+
+    version: int
+    size: int
+    digest: bytes
+
+    def __post_init__(self) -> None:
+        require_integer(self, "version", 1, MAX_SEQ)
+        require_integer(self, "size", 1, MAX_TRANSFER_BYTES)
+        require_bytes(self, "digest", DIGEST_PREFIX_BYTES, DIGEST_PREFIX_BYTES)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Head:
     """The manifest of the newest published version; retained.
@@ -131,8 +154,8 @@ class Head:
     catalogue_rows, catalogue_chunks, catalogue_bytes : int
     catalogue_sha256 : bytes
         Of the item keys, UTF-8, each ended by a line feed, in row order.
-    deltas : tuple of int
-        Versions from which a delta is on offer; none so far.
+    deltas : tuple of Delta
+        The newest steps between versions, in order, the last one to this version; maybe none.
     plan : Plan
     w : ndarray, shape (dim,), float32
     b : float
@@ -157,7 +180,7 @@ class Head:
     plan: Plan
     w: Floats
     b: float
-    deltas: tuple[int, ...] = ()
+    deltas: tuple[Delta, ...] = ()
     signature: bytes | None = None
 
     def __post_init__(self) -> None:
@@ -189,10 +212,14 @@ class Head:
         ):
             raise SchemaError(f"w must be {self.dim} finite float32 values")
         require_real(self, "b", -1e30, 1e30)
-        if type(self.deltas) is not tuple or len(self.deltas) > 64:
-            raise SchemaError("deltas must be a list of at most 64 versions")
-        if any(type(v) is not int or not 0 <= v < self.version for v in self.deltas):
-            raise SchemaError("deltas must be versions below the head's")
+        if type(self.deltas) is not tuple or len(self.deltas) > MAX_DELTAS:
+            raise SchemaError(f"deltas must be a list of at most {MAX_DELTAS} steps")
+        first = self.version - len(self.deltas) + 1
+        if any(
+            type(delta) is not Delta or delta.version != first + number
+            for number, delta in enumerate(self.deltas)
+        ):
+            raise SchemaError("deltas must be the steps to the newest versions, in order")
         if self.signature is not None:
             require_bytes(self, "signature", 64, 64)
 
@@ -200,6 +227,11 @@ class Head:
     def table_bytes(self) -> int:
         """Size of the table's values."""
         return 4 * self.rows * self.dim
+
+    def deltas_from(self, version: int) -> tuple[Delta, ...]:
+        """Give the steps that lead from an older version to this one; none where some are not on offer."""
+        count = self.version - version
+        return self.deltas[-count:] if 0 < count <= len(self.deltas) else ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -344,7 +376,7 @@ Message: TypeAlias = Head | Chunk | Status | Update | Receipt
 _M = TypeVar("_M", bound="Message")
 _MESSAGES: dict[str, type[Message]] = {kind.TYPE: kind for kind in (Head, Chunk, Status, Update, Receipt)}
 _NAMES: dict[type, tuple[str, ...]] = {
-    kind: tuple(f.name for f in fields(kind)) for kind in (Head, Chunk, Status, Update, Receipt, Plan)
+    kind: tuple(f.name for f in fields(kind)) for kind in (Head, Chunk, Status, Update, Receipt, Plan, Delta)
 }
 
 
@@ -354,7 +386,9 @@ def encode(message: Message) -> bytes:
     content.update((name, getattr(message, name)) for name in _NAMES[type(message)])
     if isinstance(message, Head):
         content["plan"] = {name: getattr(message.plan, name) for name in _NAMES[Plan]}
-        content["deltas"] = list(message.deltas)
+        content["deltas"] = [
+            {name: getattr(delta, name) for name in _NAMES[Delta]} for delta in message.deltas
+        ]
     elif isinstance(message, Update):
         content["body"] = dict(message.body)
     return wire.dumps(content)
@@ -434,11 +468,18 @@ def decode(payload: bytes, *expected: type[_M], max_bytes: int = wire.MAX_MESSAG
     _require_fields(content, kind)
     if kind is Head:
         if isinstance(content["deltas"], list):
-            content["deltas"] = tuple(content["deltas"])
+            content["deltas"] = tuple(_delta(step) for step in content["deltas"][: MAX_DELTAS + 1])
         if isinstance(content["plan"], dict):
             _require_fields(content["plan"], Plan)
             content["plan"] = Plan(**content["plan"])
     return kind(**content)
+
+
+def _delta(content: Any) -> Any:
+    if not isinstance(content, dict):
+        return content
+    _require_fields(content, Delta)
+    return Delta(**content)
 
 
 def _require_fields(content: dict[Any, Any], kind: type) -> None:

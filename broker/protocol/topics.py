@@ -17,6 +17,9 @@ Filter = NewType("Filter", str)
 PROTOCOL_VERSION = 1
 ROOT = f"pfedrec/{PROTOCOL_VERSION}"
 
+DELTA_SLOTS = 16
+"""Twice as many as steps are on offer, so that who reads one is not disturbed by the next few."""
+
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _INDEX = re.compile(r"0|[1-9][0-9]{0,4}")
 
@@ -65,6 +68,14 @@ class FleetTopics:
         """All chunks of a slot."""
         return Filter(f"{ROOT}/{self.fleet}/snapshot/{slot}/+")
 
+    def delta(self, version: int, chunk: int) -> Topic:
+        """Retained: one chunk of the step to `version`; the newest few are there, in slots taken in turn."""
+        return Topic(f"{ROOT}/{self.fleet}/delta/{version % DELTA_SLOTS}/{chunk}")
+
+    def delta_filter(self, version: int) -> Filter:
+        """All chunks of the step to `version`."""
+        return Filter(f"{ROOT}/{self.fleet}/delta/{version % DELTA_SLOTS}/+")
+
     def catalogue(self, chunk: int) -> Topic:
         """Retained: one chunk of the item keys."""
         return Topic(f"{ROOT}/{self.fleet}/catalogue/{chunk}")
@@ -111,6 +122,8 @@ class FleetTopics:
                 return Address("head")
             case ["snapshot", slot, chunk] if _INDEX.fullmatch(slot) and _INDEX.fullmatch(chunk):
                 return Address("snapshot", slot=int(slot), chunk=int(chunk))
+            case ["delta", slot, chunk] if _INDEX.fullmatch(slot) and _INDEX.fullmatch(chunk):
+                return Address("delta", slot=int(slot), chunk=int(chunk))
             case ["catalogue", chunk] if _INDEX.fullmatch(chunk):
                 return Address("catalogue", chunk=int(chunk))
             case ["device", device, ("status" | "update" | "receipt") as kind] if _ID.fullmatch(device):
@@ -121,7 +134,7 @@ class FleetTopics:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """What a topic means: its kind (head, snapshot, catalogue, status, update, receipt) and its parts."""
+    """What a topic means: its kind (the level that names it: head, snapshot, ... receipt) and its parts."""
 
     kind: str
     device: str = ""

@@ -22,7 +22,16 @@ from broker.protocol.messages import Chunk, Update, decode, encode
 from broker.protocol.topics import FleetTopics
 from broker.protocol.versions import sha256, table_bytes
 from tests.brokers import HOST, PATIENCE_S, Peer, RunningBroker
-from tests.edge.builders import DIM, INSTANCE, ITEM_KEYS, a_head, a_plan, a_table, table_chunks
+from tests.edge.builders import (
+    DIM,
+    INSTANCE,
+    ITEM_KEYS,
+    a_head,
+    a_plan,
+    a_table,
+    catalogue_chunks,
+    table_chunks,
+)
 from tests.edge.running import (
     DEVICE,
     PlayedAggregator,
@@ -210,6 +219,38 @@ def test_agent_ends_subscriptions_of_a_download_that_was_cut_off(
     heir.disconnect()
     heir.loop_stop()
     assert first[0] == aggregator.topics.receipt(DEVICE)
+
+
+def test_agent_goes_on_with_a_download_that_was_cut_off(
+    directory: Path, aggregator: PlayedAggregator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It asks for what is missing alone; the broker need not have the rest any more."""
+    monkeypatch.setattr("edge.session.FETCH_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("edge.session.FETCH_RETRY_S", 0.2)
+    table = a_table(1000, 70)
+    keys = ["bread", *(f"item-{row}" for row in range(999))]
+    head = a_head(5, table=table, item_keys=keys, plan=QUICK)
+    first, second, third = table_chunks(table)
+    record(directory, "bread")
+
+    def publish(chunk: Chunk, payload: bytes) -> None:
+        aggregator.peer.publish(aggregator.topics.snapshot(head.slot, chunk.index), payload, retain=True)
+
+    for chunk in catalogue_chunks(keys):
+        aggregator.peer.publish(aggregator.topics.catalogue(chunk.index), encode(chunk), retain=True)
+    publish(second, encode(second))
+    aggregator.publish_head(head)
+    single = "\n".join(aggregator.topics.snapshot(head.slot, index) for index in (0, 2))
+    with RunningAgent(directory):
+        wait_until(lambda: told(directory, "asked_for") == single, "the second attempt")
+        publish(second, b"")
+    with RunningAgent(directory):
+        # A new process begins anew; the subscriptions of the one before are told and gone.
+        wait_until(lambda: told(directory, "asked_for") == "", "the end of old subscriptions")
+        monkeypatch.setattr("edge.session.FETCH_TIMEOUT_S", PATIENCE_S)
+        for chunk in (first, second, third):
+            publish(chunk, encode(chunk))
+        assert aggregator.next_update().base_version == 5
 
 
 def test_agent_uses_items_once_the_table_has_their_rows(
@@ -452,6 +493,20 @@ def test_device_and_aggregator_come_to_the_same_table(tmp_path: Path, broker: Ru
         )
         assert agent.sentences == []
         assert aggregator.end() == 0
+
+
+def test_device_takes_steps_where_they_are_smaller(
+    tmp_path: Path, mosquitto: RunningBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a large catalogue a pass touches few rows; both ends still hold the same bytes."""
+    caplog.set_level(logging.INFO)
+    fleet = Fleet(tmp_path, mosquitto, "steps", "--max-idle-passes", "3", n_items=5000)
+    record(fleet.device, *fleet.keys[:3])
+    with fleet.serve(), RunningAgent(fleet.device):
+        wait_until(lambda: fleet.at_rest(3), "rest")
+    ways = [line.partition("is here, ")[2] for line in caplog.messages if "is here" in line]
+    assert ways[0].startswith("as a whole")
+    assert [way.partition(":")[0] for way in ways[1:]] == ["by 1 steps"] * 3
 
 
 def test_device_and_aggregator_outlive_a_broker_that_is_killed(

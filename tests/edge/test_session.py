@@ -1,6 +1,6 @@
 """The device's decisions: every event in every activity, and the promises that span several."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.protocol.messages import Head, Verdict
+from broker.protocol.messages import Delta, Head, Verdict
 from edge.scheduler import Progress
 from edge.session import (
     _NEXT,
@@ -756,3 +756,78 @@ def test_other_table_of_the_same_version_is_fetched() -> None:
     other = replace(a_head(3), sha256=b"x" * 32)
     session.head_received(other, NOW)
     assert fetched(session.tick(session.check_in_at + 1)) == (other, False)
+
+
+# -- steps instead of the whole table --------------------------------------------------------------
+
+
+def with_steps(head: Head, sizes: Sequence[int]) -> Head:
+    """Give a head that offers the newest steps in these sizes."""
+    first = head.version - len(sizes) + 1
+    return replace(
+        head,
+        deltas=tuple(
+            Delta(version=first + number, size=size, digest=bytes(8)) for number, size in enumerate(sizes)
+        ),
+    )
+
+
+def check_in(head: Head) -> Fetch:
+    """Give what a device of version 3 fetches when it finds a head."""
+    session = with_table(3)
+    session.connected(NOW)
+    [command] = session.head_received(head, NOW)
+    assert isinstance(command, Fetch)
+    return command
+
+
+@pytest.mark.parametrize(
+    ("version", "sizes", "taken"),
+    [
+        (4, [10], 1),
+        (5, [10, 20], 2),
+        (5, [1, 10, 20], 2),
+        # One that it needs is not on offer; together as large as the table; none at all; an older version.
+        (5, [20], 0),
+        (5, [24, 24], 0),
+        (4, [], 0),
+        (2, [10, 20], 0),
+    ],
+)
+def test_steps_are_taken_where_they_are_smaller(version: int, sizes: list[int], taken: int) -> None:
+    """All that lead from the table on the device to the head's, or none. The table has 48 bytes."""
+    head = with_steps(a_head(version), sizes)
+    assert head.table_bytes == 48
+
+    fetch = check_in(head)
+
+    assert fetch.steps == (head.deltas[-taken:] if taken else ())
+
+
+def test_steps_of_another_aggregator_are_not_taken() -> None:
+    """Equal numbers mean nothing between instances."""
+    head = with_steps(a_head(4, instance=INSTANCE + 1), [10])
+
+    assert check_in(head).steps == ()
+
+
+def test_steps_that_led_nowhere_are_not_tried_again() -> None:
+    """The whole table is next, and after it steps once more."""
+    session = with_table(3)
+    session.connected(NOW)
+    head = with_steps(a_head(4), [10])
+    [fetch] = session.head_received(head, NOW)
+    assert isinstance(fetch, Fetch)
+    assert fetch.steps
+    session.table_failed(NOW)
+
+    [whole] = session.tick(NOW + FETCH_RETRY_S)
+
+    assert isinstance(whole, Fetch)
+    assert whole.steps == ()
+    session.table_ready(head, NOW)
+    later = with_steps(a_head(5), [10])
+    session.head_received(later, NOW)
+    [again] = session.tick(session.wake_at or NOW)
+    assert isinstance(again, Fetch)
+    assert again.steps == later.deltas

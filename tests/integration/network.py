@@ -58,7 +58,7 @@ from trainer.params import initial_score_function, initial_table
 from trainer.sampling import NegativeSampler
 
 TOPICS = FleetTopics("net")
-ITEM_KEYS = tuple(f"item-{row:02d}" for row in range(12))
+ITEM_KEYS = tuple(f"item-{row:02d}" for row in range(60))
 DIM = 2
 AGGREGATOR = "aggregator"
 CHECK_IN_S = 10.0
@@ -221,6 +221,7 @@ class Aggregator(Process):
         """Start the process."""
         self.core = AggregatorCore(SETTINGS, STRATEGY, self._store.load(), self._store.pending())
         self._publication = Publication(ITEM_KEYS, self._plan, self._store.start())
+        self._publication.begin(self.core.table)
         assert self.core.version == self._witness.version
 
     def connected(self) -> None:
@@ -254,6 +255,9 @@ class Aggregator(Process):
             batch = Batch(commands=durable, devices=devices, duplicates=duplicates, closed_at=now)
             self._store.commit(batch)
             self._witness.committed(batch)
+        for closing in durable:
+            if isinstance(closing, CloseRound):
+                self._publication.add_step(closing.round.version, closing.round.table)
         for message in messages:
             self.step()
             acknowledge(message)
@@ -281,6 +285,8 @@ class Aggregator(Process):
         head, chunks = self._publication.of(self.core, self._session)
         for chunk in chunks:
             self._publish(TOPICS.snapshot(head.slot, chunk.index), encode(chunk), retain=True)
+        for version, chunk in self._publication.step_chunks(0):
+            self._publish(TOPICS.delta(version, chunk.index), encode(chunk), retain=True)
         self._publish(TOPICS.head, encode(head), retain=True)
 
 
@@ -303,6 +309,7 @@ class Device(Process):
         self._incarnation = incarnation
         self._rng = np.random.default_rng(seed)
         self._spoils = spoils
+        self.fetched_by_steps = 0
         self.store = DeviceStore(Path(":memory:"))
         self.store.set_facts(incarnation=incarnation)
         self.boot(0.0)
@@ -383,9 +390,12 @@ class Device(Process):
                     self._broker.subscribe(self.name, filters)
                 case PublishStatus():
                     self._publish(TOPICS.status(self.name), self._status(), retain=True)
-                case Fetch(head, catalogue):
+                case Fetch(head, catalogue, steps):
                     self._end_download()
-                    self._download = Download(head, catalogue=catalogue)
+                    model = self.store.model()
+                    base = None if model is None else model.table
+                    self._download = Download(head, catalogue=catalogue, steps=steps, base=base)
+                    self.fetched_by_steps += bool(self._download.steps)
                     self._broker.subscribe(self.name, self._download.filters(TOPICS))
                 case Train():
                     assert self.training is None, "two passes at once"

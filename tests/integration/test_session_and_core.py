@@ -44,8 +44,10 @@ def test_fleet_in_any_trouble_keeps_all_promises(seed: int, numbers: list[int]) 
 
 
 def test_fleet_without_trouble_counts_every_right_update() -> None:
-    """What the devices make is what the journal has, each answered once."""
-    witness = finish(a_fleet_at_work())
+    """What the devices make is what the journal has, each answered once; they fetch steps where they can."""
+    world = a_fleet_at_work()
+    witness = finish(world)
+    assert all(device.fetched_by_steps for device in world.devices)
     spoilt = [update for update in witness.made if update[0] == "device-2"]
     assert len(spoilt) == network.MAX_IDLE_PASSES
     assert all(witness.verdicts[update] == "rejected" for update in spoilt)

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from broker.protocol.chunks import cut
+from broker.protocol.deltas import delta_bytes
 from broker.protocol.encodings import ENCODINGS, SparseChange
-from broker.protocol.messages import Head, Message, Plan, Receipt, Status, Update, encode
+from broker.protocol.messages import Delta, Head, Message, Plan, Receipt, Status, Update, encode
 from broker.protocol.versions import catalogue_bytes, sha256, table_bytes
 
 FOLDER = Path(__file__).parents[2] / "data" / "protocol"
@@ -24,6 +25,7 @@ ITEM_KEYS = ("item-1", "Amélie (2001)", "映画")
 _CHANGE = SparseChange(
     rows=np.array([0, 2], dtype=np.int64), change=np.array([[1.0, -0.5], [0.1, 1e-7]], dtype=np.float32)
 )
+_STEP = delta_bytes(np.zeros_like(TABLE), TABLE)
 _TABLE_BYTES = table_bytes(TABLE)
 _CATALOGUE_BYTES = catalogue_bytes(ITEM_KEYS)
 
@@ -54,6 +56,10 @@ HEAD = Head(
     ),
     w=np.array([0.7, -0.7], dtype=np.float32),
     b=0.125,
+    deltas=tuple(
+        Delta(version=version, size=len(step), digest=sha256(step)[:8])
+        for version, step in ((40, _STEP + _STEP), (41, _STEP))
+    ),
 )
 
 

@@ -15,6 +15,7 @@ from broker.protocol.chunks import CHUNK_BYTES, chunk_count
 from broker.protocol.encodings import ENCODINGS, SparseChange
 from broker.protocol.messages import (
     MAX_CHUNKS,
+    MAX_DELTAS,
     MAX_ITEMS_IN_CATALOGUE,
     MAX_REASON_BYTES,
     MAX_SEQ,
@@ -22,6 +23,7 @@ from broker.protocol.messages import (
     MAX_U64,
     VERDICTS,
     Chunk,
+    Delta,
     Head,
     Message,
     Plan,
@@ -104,7 +106,7 @@ def heads(draw: st.DrawFn) -> Head:
     dim = draw(st.integers(1, 40) | st.just(MAX_DIM))
     rows = draw(st.integers(1, min(MAX_ITEMS_IN_CATALOGUE, MAX_TRANSFER_BYTES // 4 // dim)))
     version = draw(counters)
-    deltas = st.lists(st.integers(0, version - 1), max_size=64) if version else st.just([])
+    n_deltas = draw(st.integers(0, min(version, MAX_DELTAS)))
     catalogue_bytes = draw(st.integers(1, MAX_TRANSFER_BYTES))
     return Head(
         instance=draw(u64s),
@@ -122,7 +124,14 @@ def heads(draw: st.DrawFn) -> Head:
         plan=draw(plans()),
         w=draw(float_arrays(dim)),
         b=draw(st.floats(-1e30, 1e30)),
-        deltas=tuple(draw(deltas)),
+        deltas=tuple(
+            Delta(
+                version=version - n_deltas + 1 + number,
+                size=draw(st.integers(1, MAX_TRANSFER_BYTES)),
+                digest=draw(st.binary(min_size=8, max_size=8)),
+            )
+            for number in range(n_deltas)
+        ),
         signature=draw(st.none() | st.binary(min_size=64, max_size=64)),
     )
 

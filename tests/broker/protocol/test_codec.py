@@ -244,11 +244,40 @@ def test_plan_that_is_no_plan_is_refused(plan: object) -> None:
         decode(wire.dumps(content_of("head") | {"plan": plan}), Head)
 
 
-@pytest.mark.parametrize("deltas", [None, 1, {}, "1", b"\x01", [-1], [41], [1.0], [True], [[1]], [0] * 65])
-def test_deltas_that_are_no_older_versions_are_refused(deltas: object) -> None:
-    """A head's deltas are at most 64 versions below its own."""
+def step(version: int) -> dict[str, object]:
+    """Give a step as it travels."""
+    return {"version": version, "size": 12, "digest": b"8 bytes."}
+
+
+@pytest.mark.parametrize(
+    "deltas",
+    [
+        *(None, 1, {}, "1", b"\x01", [-1], [1.0], [True], [[1]]),
+        *([step(40)], [step(42)], [step(41), step(40)], [step(41), step(41)], [step(39), step(41)]),
+        [step(version) for version in range(33, 42)],
+    ],
+)
+def test_deltas_that_are_not_the_newest_steps_are_refused(deltas: object) -> None:
+    """A head's deltas are at most eight, in order, and lead to its version."""
     with pytest.raises(SchemaError, match="deltas must be "):
         decode(wire.dumps(content_of("head") | {"deltas": deltas}), Head)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"size": 0}, {"size": 1.0}, {"digest": b"7 bytes"}, {"version": 2**60}, {"x": 1}]
+)
+def test_step_with_a_wrong_field_is_refused(wrong: dict[str, object]) -> None:
+    """As any message is."""
+    with pytest.raises(SchemaError):
+        decode(wire.dumps(content_of("head") | {"deltas": [step(41) | wrong]}), Head)
+
+
+@pytest.mark.parametrize(("version", "steps"), [(41, 0), (40, 1), (39, 2), (38, 0), (0, 0), (42, 0), (60, 0)])
+def test_deltas_from_a_version(version: int, steps: int) -> None:
+    """All steps from there, or none."""
+    head = decode(wire.dumps(content_of("head") | {"deltas": [step(40), step(41)]}), Head)
+
+    assert [delta.version for delta in head.deltas_from(version)] == [41, 40][:steps][::-1]
 
 
 @pytest.mark.parametrize("verdict", ["Accepted", "", None, 0, ["accepted"], b"accepted", np.ones(2, np.int8)])
