@@ -81,7 +81,7 @@ class Round:
     def __init__(self, ratings: Path, n_clients: int | None, *, lean: bool) -> None:
         self._lean = lean
         data = parse_ratings(ratings.read_bytes(), str(ratings))
-        self.split = leave_one_out(data)
+        self.split = leave_one_out(data, np.random.default_rng([0, 7]))
         rng = np.random.default_rng([0, 2])
         self.val, self.test = sampled_candidates(self.split, rng)
         self.clients = list(range(data.n_users))[:n_clients]

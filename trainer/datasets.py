@@ -53,7 +53,8 @@ def parse_ratings(content: bytes, source: str, *, min_interactions: int = MIN_IN
     Every line is one implicit interaction, whatever its rating. Of repeated (user, item) pairs the
     first in time counts. Users with fewer than `min_interactions` are dropped, then items that nobody
     is left for. Users and items are numbered in the order of the file; a user's items are ordered by
-    time, ties (and files without a time) by file order.
+    time, ties by file order; files without times, or with equal ones only, by file order, and the result
+    says that this order is not one of time.
 
     Parameters
     ----------

@@ -1,6 +1,8 @@
 """Interactions of all users, and the leave-one-out split for training, validation and test."""
 
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 
@@ -11,10 +13,13 @@ MIN_INTERACTIONS = 10
 """Users with fewer are dropped, as in the paper."""
 N_SAMPLED_NEGATIVES = 99
 
+HoldOut = Literal["last", "random"]
+"""Which two items of a user are kept from training: the last two in time, or any two."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Interactions:
-    """Who interacted with what, users in CSR form, each user's items in order of time.
+    """Who interacted with what, users in CSR form, each user's items in order of time if there is one.
 
     Attributes
     ----------
@@ -22,7 +27,7 @@ class Interactions:
         Row u belongs to ``user_keys[u]``; item row i to ``item_keys[i]``.
     indptr : ndarray, shape (n_users + 1,), int64
     items : ndarray, shape (n_interactions,), int64
-        Item rows; user u's are ``items[indptr[u]:indptr[u + 1]]``, each item once, oldest first.
+        Item rows; user u's are ``items[indptr[u]:indptr[u + 1]]``, each item once; oldest first if `timed`.
     timed : bool
         Whether that order is one of time; otherwise it means nothing.
     """
@@ -43,19 +48,24 @@ class Interactions:
         """How many items the catalogue has, interacted with or not."""
         return len(self.item_keys)
 
+    @property
+    def hold_out(self) -> HoldOut:
+        """Which items `leave_one_out` holds out."""
+        return "last" if self.timed else "random"
+
     def of(self, user: int) -> Rows:
-        """Give the item rows of one user, oldest first."""
+        """Give the item rows of one user, oldest first if `timed`."""
         return self.items[self.indptr[user] : self.indptr[user + 1]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Split:
-    """Leave-one-out by time: a user's last item is the test, the one before it validation.
+    """Leave-one-out: of each user one item is the test, another validation.
 
     Attributes
     ----------
     train : list of ndarray, int64
-        A user's item rows for training, oldest first.
+        A user's item rows for training, in the order of the interactions.
     val, test : ndarray, shape (n_users,), int64
     """
 
@@ -69,8 +79,19 @@ class Split:
         return np.concatenate((self.train[user], [self.val[user], self.test[user]]))
 
 
-def leave_one_out(data: Interactions) -> Split:
-    """Split each user's interactions.
+def leave_one_out(data: Interactions, rng: np.random.Generator) -> Split:
+    """Split each user's interactions: what is held out is the last in time, or drawn where there is no time.
+
+    With times, a user's last item is the test and the one before it validation. Without, any two different
+    items of a user are equally likely. The order of a file is not taken for one of time: in Last.fm's counts
+    the lines of a user follow the artists' numbers, which grow with first use, and most users' last artist is
+    one that nobody else has.
+
+    Parameters
+    ----------
+    rng : Generator
+        Used only for data without times: two whole numbers for each user, in the order of users. So the first
+        users of a data set have the same items held out, however many follow.
 
     Raises
     ------
@@ -80,12 +101,21 @@ def leave_one_out(data: Interactions) -> Split:
     lengths = np.diff(data.indptr)
     if data.n_users == 0 or int(lengths.min()) < 3:
         raise DataTooSmallError("leave-one-out needs at least three interactions for each user")
-    last = data.indptr[1:]
+    if data.timed:
+        test, val = lengths - 1, lengths - 2
+    else:
+        test, val = rng.integers(0, np.stack((lengths, lengths - 1), axis=1)).T
+        val = val + (val >= test)  # the val-th item of those that are not the test
+    starts = data.indptr[:-1]
+    trained = np.ones(data.items.size, dtype=np.bool_)
+    trained[starts + test] = trained[starts + val] = False
+    items = data.items[trained]
+    edges = (data.indptr - 2 * np.arange(data.n_users + 1)).tolist()
     return Split(
         n_items=data.n_items,
-        train=[data.of(user)[:-2] for user in range(data.n_users)],
-        val=data.items[last - 2],
-        test=data.items[last - 1],
+        train=[items[start:stop] for start, stop in pairwise(edges)],
+        val=data.items[starts + val],
+        test=data.items[starts + test],
     )
 
 

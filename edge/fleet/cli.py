@@ -310,8 +310,9 @@ def cold_start(
     """Tell how well new users and new items are served.
 
     A fleet is trained without every fifth user. Each of these is then a new device with only its newest 1, 3,
-    5 or 10 interactions, which makes local passes on the finished table and ranks its test item. A second
-    table has the trained users' test items by how many interactions the fleet has of them.
+    5 or 10 interactions (any, where there are no times), which makes local passes on the finished table and
+    ranks its test item. A second table has the trained users' test items by how many interactions the fleet
+    has of them.
 
     \b
     Example:

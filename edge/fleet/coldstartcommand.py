@@ -1,11 +1,11 @@
 """Cold start: how well a trained fleet serves users that join it later, and items that few have met.
 
 A fleet is trained in step without every fifth user, on the same catalogue. Each user left out is then a new
-device that has only its newest n training interactions: it starts from the w and b that the fleet started
-from, makes local passes on the finished table, which stays as it is, and ranks its own test item. All of its
-training items, those that it does not have yet included, are left out of the full ranking; so figures of
-different n compare. A new device's negatives avoid the n items and nothing else, whatever the protocol of
-the fleet: it knows no others.
+device that has only its newest n training interactions, or any n where there are no times: it starts from
+the w and b that the fleet started from, makes local passes on the finished table, which stays as it is, and
+ranks its own test item. All of its training items, those that it does not have yet included, are left out of
+the full ranking; so figures of different n compare. A new device's negatives avoid the n items and nothing
+else, whatever the protocol of the fleet: it knows no others.
 
 The users who were trained, for their part, tell how items fare that are new to the fleet.
 """
@@ -48,8 +48,8 @@ SIZES = (1, 3, 5, 10)
 BANDS = ((0, 0), (1, 3), (4, 10), (11, 30), (31, None))
 """Of how many interactions the fleet has of an item; both ends belong to a band."""
 _ALGORITHM = ALGORITHMS["pfedrec"]
-_STREAM = 6
-"""Of random numbers; those below are a run's own, see `edge.fleet.scenario` and the engines."""
+_PASSES_STREAM, _ITEMS_STREAM = 6, 8
+"""Of random numbers; others are a run's own, see `edge.fleet.scenario` and the engines."""
 _NORMAL_95 = 1.959964
 VIEWS = ("popularity", "shared", "own")
 RANKINGS = ("sampled", "full")
@@ -84,7 +84,7 @@ class NewDevices:
     users : ndarray, shape (n_new,), int64
         Rows of the scenario.
     items : list of ndarray, int64
-        What each has, oldest first.
+        What each has, in the order of the interactions.
     W : ndarray, shape (n_new, dim), float32
     b : ndarray, shape (n_new,), float32
     last_passes : list of LocalResult
@@ -138,6 +138,7 @@ def run_cold_start(
         "preset": options.preset,
         "overrides": dict(options.overrides),
         "protocol": options.protocol,
+        "hold_out": scenario.data.hold_out,
         "seed": options.seed,
         "passes": options.passes,
         "fleet": {"users": fleet.n_users, "rounds": preset.rounds, "best_round": outcome.round},
@@ -247,7 +248,7 @@ def new_users(
             shared,
             start,
             users,
-            [scenario.split.train[user][-size:] for user in users],
+            [items_of_new(scenario, user, size, options.seed) for user in users.tolist()],
             hyperparameters,
             passes=options.passes,
             seed=options.seed,
@@ -258,6 +259,19 @@ def new_users(
         found.append({"interactions": size, "users": int(users.size)} | _compared(views, scenario, users))
     bar.close()
     return found
+
+
+def items_of_new(scenario: Scenario, user: int, size: int, seed: int) -> Rows:
+    """Give the `size` training items that a new device has: the newest, or any where there are no times.
+
+    Those of a larger size hold those of a smaller one.
+    """
+    train = scenario.split.train[user]
+    if scenario.data.timed:
+        return train[-size:]
+    # Of its own for each user, as below.
+    drawn = np.random.default_rng([seed, _ITEMS_STREAM, user]).permutation(train.size)[:size]
+    return train[np.sort(drawn)]
 
 
 @np.errstate(over="ignore", invalid="ignore")
@@ -282,7 +296,7 @@ def join_fleet(
     for user, having in zip(users.tolist(), items, strict=True):
         sampler = NegativeSampler.excluding(len(shared.table), having)
         # A stream for each, so that nobody's figures depend on who else joins.
-        rng = np.random.default_rng([seed, _STREAM, having.size, user])
+        rng = np.random.default_rng([seed, _PASSES_STREAM, having.size, user])
         score_function = start
         for _ in range(passes):
             result = local_pass(shared.table, score_function, having, sampler, hyperparameters, rng)

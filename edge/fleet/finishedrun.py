@@ -88,6 +88,11 @@ class FinishedRun:
         return int(self.summary["seed"])
 
     @property
+    def hold_out(self) -> str:
+        """Which items were held out; runs from before it was written down held out the last."""
+        return str(self.config.get("hold_out", "last"))
+
+    @property
     def dataset_name(self) -> str:
         """The data set's name, mostly FOLDER/FILE."""
         return str(self.summary["dataset"]["name"])

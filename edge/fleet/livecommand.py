@@ -114,6 +114,7 @@ async def run_live(
         "broker": options.broker if own_broker else str(address),
         "mode": "buffered",
         "data_sha256": scenario.sha256,
+        "hold_out": scenario.data.hold_out,
         "concurrency": concurrency,
     }
     evaluator = Evaluator(scenario, taste=taste, select_by=preset.select_by)

@@ -8,11 +8,11 @@ import numpy as np
 
 from broker.storage import read_file
 from edge.fleet.finishedrun import FinishedRun
-from edge.fleet.scenario import SYNTHETIC, load_scenario
+from edge.fleet.scenario import SYNTHETIC, load_scenario, split_of
 from trainer.datasets import parse_ratings
 from trainer.errors import ParameterError
 from trainer.params import Rows
-from trainer.splits import Interactions, leave_one_out
+from trainer.splits import Interactions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -44,7 +44,7 @@ def load_run_data(source: str, runs: Sequence[FinishedRun]) -> dict[FinishedRun,
     FileUnreadableError, DataFormatError, DataTooSmallError
         About the file.
     ParameterError
-        When a run was made from other data.
+        When a run was made from other data, or split otherwise.
     """
     if source.split(":", maxsplit=1)[0] == SYNTHETIC:
         return {run: _of_run(_generated(source, run), run) for run in runs}
@@ -61,7 +61,12 @@ def _generated(source: str, run: FinishedRun) -> Interactions:
 
 
 def _of_run(data: Interactions, run: FinishedRun) -> RunData:
-    split = leave_one_out(data)
+    if run.hold_out != data.hold_out:
+        raise ParameterError(
+            f"{run.path} was made with hold_out {run.hold_out}, where this --data is split with hold_out "
+            f"{data.hold_out}; give the run's own data, or make the run anew"
+        )
+    split = split_of(data, run.seed)
     place = {key: user for user, key in enumerate(data.user_keys)}
     keys = run.ranks().keys
     tests = run.candidates()[1][:, 0]

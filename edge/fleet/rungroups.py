@@ -106,7 +106,7 @@ def _identity(run: FinishedRun) -> dict[str, Any]:
     """Give all that a run was asked for, but for the seed."""
     settings = {key: value for key, value in _flat(run.config) if key.split(".")[0] not in _NO_SETTING}
     first = {key: run.summary.get(key) for key in ("algorithm", "protocol", "mode", "encoding")}
-    return first | settings | {"dataset": run.dataset_name}
+    return first | settings | {"dataset": run.dataset_name, "hold_out": run.hold_out}
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -150,6 +150,8 @@ def _told(key: str, value: Any) -> str:
     name = key.rpartition(".")[2]
     if key in ("dataset", "protocol", "mode", "encoding"):
         return str(value)
+    if key == "hold_out":
+        return f"held out {value}"
     if key == "data_sha256":
         return f"data {str(value)[:8]}"
     return f"{name} {value}"

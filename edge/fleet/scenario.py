@@ -16,6 +16,7 @@ from trainer.splits import Interactions, Split, leave_one_out, sampled_candidate
 from trainer.synthetic import SyntheticSettings, generate, generate_large
 
 SYNTHETIC = "synthetic"
+_HOLD_OUT_STREAM = 7
 _LARGE_FLEET = 100
 _MEAN_INTERACTIONS = 30
 _SIZED = re.compile(r"synthetic:([0-9]{1,7})x([0-9]{1,7})(?:x([0-9]{1,7}))?")
@@ -88,9 +89,14 @@ def load_scenario(source: str, protocol: Protocol, seed: int, n_users: int | Non
         data = _first_users(parse_ratings(content, source), n_users)
     if data.n_items < 2:
         raise DataTooSmallError(f"{source} has {data.n_items} item; a recommender needs a choice")
-    split = leave_one_out(data)
+    split = split_of(data, seed)
     val, test = sampled_candidates(split, candidates_rng)
     return Scenario(name=name, sha256=digest, data=data, split=split, protocol=protocol, val=val, test=test)
+
+
+def split_of(data: Interactions, seed: int) -> Split:
+    """Split the data as a run with this seed does; docs/data.md tells how to do it elsewhere."""
+    return leave_one_out(data, np.random.default_rng([seed, _HOLD_OUT_STREAM]))
 
 
 def _synthetic_settings(n_users: int | None) -> SyntheticSettings:

@@ -112,6 +112,7 @@ def run_simulation(
         "data": options.data,
         "data_sha256": scenario.sha256,
         "protocol": scenario.protocol,
+        "hold_out": scenario.data.hold_out,
         "preset": options.preset,
         "buffer": options.buffer if options.mode == "buffered" else None,
         "max_staleness": options.max_staleness if options.mode == "buffered" else None,

@@ -192,12 +192,14 @@ class SweepRun:
         """
         here = {
             "data_sha256": scenario.sha256,
+            "hold_out": scenario.data.hold_out,
             "protocol": scenario.protocol,
             **{name: getattr(self.preset, name) for name in ("rounds", "dim", "scale", "noise", "select_by")},
             "hyperparameters": asdict(self.preset.hyperparameters(scenario.data.n_items)),
             "taste": asdict(self.preset.taste(timed=scenario.data.timed)),
         }
-        there = _read_json(self.path / "config.json") or here
+        # Runs from before it was written down held out the last items.
+        there = {"hold_out": "last"} | (_read_json(self.path / "config.json") or here)
         for name, value in here.items():
             if there.get(name) != value:
                 raise ParameterError(

@@ -86,8 +86,9 @@ def write_ratings(
     n_items: int = 240,
     mean: int = 20,
     seed: int = 1,
+    timed: bool = True,
 ) -> Path:
-    """Write a file of ratings in no particular order, with equal times and repeated pairs.
+    """Write a file of ratings in no particular order, with equal times, or without times, and repeated pairs.
 
     Its last two users have too few interactions to be kept. Only they have the items `rare`.
     """
@@ -108,7 +109,8 @@ def write_ratings(
     lines = [header] if header else []
     for place in order:
         user_key, item_key, time = records[place]
-        lines.append(separator.join((user_key, item_key, str(place % 5 + 1), str(time))))
+        fields = (user_key, item_key, str(place % 5 + 1), str(time))
+        lines.append(separator.join(fields if timed else fields[:3]))
     path.write_text("\n".join(lines) + "\n")
     return path
 

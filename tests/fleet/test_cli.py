@@ -147,6 +147,7 @@ def test_config_has_all_that_is_needed_to_repeat_the_run(call: Call, tmp_path: P
         "data": str(data),
         "preset": "device",
         "protocol": "clean",
+        "hold_out": "last",
         "algorithm": "pfedrec",
         "hyperparameters": {"lr": 0.1, "item_lr": 123.5, "negatives": 8, "batch_size": 256, "decay": 0.1},
         "taste": {"recency": 2.0, "strength": 1.0},
@@ -243,6 +244,28 @@ def test_recompute_finds_the_full_ranking_from_the_data(
     assert (found.code, found.err) == (0, "")
     assert len(found.out.splitlines()) == 2 * 2 * 6
     assert all(line.endswith(" same") for line in found.out.splitlines())
+
+
+@pytest.mark.process
+def test_recompute_draws_the_held_out_items_again_where_there_are_no_times(
+    call: Call, tmp_path: Path
+) -> None:
+    """From the seed in the config: items that another seed holds out are not taken."""
+    data = write_ratings(tmp_path / "ratings.dat", timed=False)
+    out = tmp_path / "run"
+    simulate(call, out, "--save-users", "--seed", 5, data=data)
+    config = json.loads((out / "config.json").read_text())
+
+    found = recompute(out, "--data", data)
+    (out / "config.json").write_text(json.dumps(config | {"seed": 6}))
+    refused = recompute(out, "--data", data)
+
+    assert config["hold_out"] == "random"
+    assert (found.code, found.err) == (0, "")
+    assert len(found.out.splitlines()) == 2 * 2 * 6
+    assert all(line.endswith(" same") for line in found.out.splitlines())
+    assert (refused.code, refused.out) == (2, "")
+    assert "are not the ones that the run has" in refused.err
 
 
 @pytest.mark.process

@@ -17,6 +17,7 @@ from edge.fleet.coldstartcommand import (
     NewDevices,
     figures,
     first_score_function,
+    items_of_new,
     join_fleet,
     new_items,
     paired_difference,
@@ -109,6 +110,38 @@ def test_the_fleet_is_that_of_the_other_users() -> None:
         assert fleet.split.known(line).tolist() == scenario.split.known(user).tolist()
     assert fleet.test.tolist() == scenario.test[stay].tolist()
     assert fleet.val.tolist() == scenario.val[stay].tolist()
+
+
+def test_new_devices_have_the_newest_items(tmp_path: Path) -> None:
+    """Where there are times, and whatever the seed."""
+    scenario = load_scenario(str(write_ratings(tmp_path / "ratings.csv")), "clean", 0)
+
+    for size in SIZES:
+        found = items_of_new(scenario, 3, size, size)
+        assert found.tolist() == scenario.split.train[3][-size:].tolist()
+
+
+def test_new_devices_have_any_items_where_there_are_no_times() -> None:
+    """Each training item as often as another, in their order; more are some and others."""
+    scenario = a_scenario(12)
+    train = scenario.split.train[3].tolist()
+    counts = dict.fromkeys(train, 0)
+    n_seeds = 1000
+
+    for seed in range(n_seeds):
+        few, more = (items_of_new(scenario, 3, size, seed).tolist() for size in (3, 10))
+        assert few == [item for item in train if item in few]
+        assert more == [item for item in train if item in more]
+        assert (len(few), len(more)) == (3, 10)
+        assert set(few) < set(more)
+        for item in few:
+            counts[item] += 1
+
+    share = 3 / len(train)
+    # Five standard deviations of a binomial count.
+    assert max(abs(count - n_seeds * share) for count in counts.values()) < 5 * math.sqrt(
+        n_seeds * share * (1 - share)
+    )
 
 
 def test_new_devices_start_where_the_fleet_has() -> None:
@@ -348,7 +381,7 @@ def test_figures_are_those_of_a_plainer_computation(call: Call, tmp_path: Path, 
             (ranking, view): [] for ranking in ("sampled", "full") for view in ("popularity", "shared", "own")
         }
         for user in users:
-            having = scenario.split.train[user][-size:]
+            having = items_of_new(scenario, user, size, 2)
             devices = join_fleet(model.shared, start, rows(user), [having], hyperparameters, passes=3, seed=2)
             function = ScoreFunction(w=devices.W[0], b=float(devices.b[0]))
             shared = table.astype(np.float64) @ function.w + function.b
@@ -414,6 +447,7 @@ def test_json_is_the_file(call: Call, tmp_path: Path) -> None:
     printed = json.loads(found.out)
     assert printed == content_in(tmp_path)
     assert (printed["seed"], printed["passes"], printed["protocol"]) == (3, 3, "clean")
+    assert printed["hold_out"] == "random"
     assert (printed["preset"], printed["overrides"]) == ("device", {"dim": 8, "rounds": 4})
 
 

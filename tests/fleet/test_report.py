@@ -118,6 +118,16 @@ def test_page_shows_bars_where_there_is_an_ablation(tmp_path: Path, call: Call) 
     assert "PFedRec, neither HR@10 25.0" in page
 
 
+@pytest.mark.parametrize("hold_out", ["last", "random"])
+def test_page_tells_held_out_items_that_are_drawn(tmp_path: Path, call: Call, hold_out: str) -> None:
+    """They are no later than what users trained with."""
+    run = write_run(tmp_path / "a", config={"hold_out": hold_out})
+
+    page = _page(call, tmp_path / "out.html", run)
+
+    assert ("Where data has no times" in page) == (hold_out == "random")
+
+
 def test_page_of_a_method_without_rounds_is_a_table(tmp_path: Path, call: Call) -> None:
     """A baseline has figures, but neither curves nor maps."""
     run = write_run(tmp_path / "a", algorithm="popularity", mode="central")

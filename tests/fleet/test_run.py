@@ -187,6 +187,7 @@ def test_config_has_all_that_the_run_was_asked_for(call: Call, tmp_path: Path, h
         "command": "run",
         "data": "synthetic",
         "data_sha256": None,
+        "hold_out": "random",
         "devices": 20,
         "broker": "auto",
         "port": None,

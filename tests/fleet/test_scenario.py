@@ -105,17 +105,25 @@ def test_file_that_is_no_use_is_refused(
 # -- split and candidates --------------------------------------------------------------------------
 
 
-def test_candidates_are_the_held_out_item_and_unknown_ones() -> None:
+@pytest.mark.parametrize("timed", [True, False])
+def test_candidates_are_the_held_out_item_and_unknown_ones(tmp_path: Path, *, timed: bool) -> None:
     """First the positive, then 99 different items that the user has nothing to do with."""
-    scenario = a_scenario()
+    path = write_ratings(tmp_path / "ratings.csv", timed=timed)
 
+    scenario = load_scenario(str(path), "clean", 0)
+
+    assert scenario.data.timed == timed
+    split = scenario.split
     for user in range(scenario.n_users):
-        history = scenario.data.of(user)
-        assert scenario.split.train[user].tolist() == history[:-2].tolist()
-        for rows, positive in ((scenario.val[user], history[-2]), (scenario.test[user], history[-1])):
+        history = scenario.data.of(user).tolist()
+        if timed:
+            assert split.known(user).tolist() == history
+        held_out = (split.val[user], split.test[user])
+        assert split.train[user].tolist() == [item for item in history if item not in held_out]
+        for rows, positive in zip((scenario.val[user], scenario.test[user]), held_out, strict=True):
             assert rows[0] == positive
             assert len(set(rows.tolist())) == len(rows) == 100
-            assert not set(rows[1:].tolist()) & set(history.tolist())
+            assert not set(rows[1:].tolist()) & set(history)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -158,6 +166,32 @@ def test_other_seed_leaves_a_file_as_it_is(tmp_path: Path) -> None:
     assert np.array_equal(one.data.items, other.data.items)
     assert np.array_equal(one.test[:, 0], other.test[:, 0])
     assert not np.array_equal(one.test, other.test)
+
+
+def test_other_seed_holds_out_other_items_where_there_are_no_times(tmp_path: Path) -> None:
+    """Of the same data; of which the first users have the same ones held out as in the whole."""
+    path = str(write_ratings(tmp_path / "ratings.csv", timed=False))
+    one, other = load_scenario(path, "clean", 4), load_scenario(path, "clean", 5)
+    part = load_scenario(path, "clean", 4, 3)
+
+    assert np.array_equal(one.data.items, other.data.items)
+    assert not np.array_equal(one.split.test, other.split.test)
+    assert not np.array_equal(one.split.val, other.split.val)
+    assert np.array_equal(part.split.test, one.split.test[:3])
+    assert np.array_equal(part.split.val, one.split.val[:3])
+
+
+def test_items_are_held_out_as_documented() -> None:
+    """So that others can draw the same: two whole numbers for each user, from a stream of their own."""
+    scenario = a_scenario(seed=6)
+    rng = np.random.default_rng([6, 7])
+
+    for user in range(scenario.n_users):
+        history = scenario.data.of(user).tolist()
+        test = history.pop(rng.integers(0, len(history)))
+        val = history.pop(rng.integers(0, len(history)))
+        assert (scenario.split.val[user], scenario.split.test[user]) == (val, test)
+        assert scenario.split.train[user].tolist() == history
 
 
 def test_protocol_changes_no_data_and_no_candidate() -> None:

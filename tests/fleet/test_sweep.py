@@ -412,6 +412,33 @@ def test_runs_with_other_data_or_settings_are_not_mixed(call: Call, tmp_path: Pa
     assert (out / "sweep.json").read_bytes() == before
 
 
+def test_runs_held_out_otherwise_are_not_taken(call: Call, tmp_path: Path) -> None:
+    """Those from before it was written down held out the last items, which suits data with times alone."""
+    timed, untimed = (
+        (
+            "--data",
+            write_ratings(tmp_path / f"{each}.csv", timed=each),
+            "--protocol",
+            "clean",
+            "--set",
+            "dim=8",
+        )
+        for each in (True, False)
+    )
+    for options, name in ((timed, "timed"), (untimed, "untimed")):
+        call("sweep", *options, "--rounds", 2, "--out", tmp_path / name)
+        (config,) = (tmp_path / name).glob("*/config.json")
+        content = json.loads(config.read_text())
+        del content["hold_out"]
+        config.write_text(json.dumps(content))
+
+    taken = call("sweep", *timed, "--rounds", 2, "--out", tmp_path / "timed")
+    refused = call("sweep", *untimed, "--rounds", 2, "--out", tmp_path / "untimed")
+
+    assert taken.code == ExitCode.OK, taken.err
+    assert_refused(refused, ExitCode.USAGE, "with hold_out 'last', not 'random'", "choose another --out")
+
+
 def test_two_sweeps_do_not_share_a_folder(call: Call, tmp_path: Path) -> None:
     """The second is told so, and changes nothing."""
     with exclusive(tmp_path):

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge.fleet.paired import difference, gains
+from edge.fleet.finishedrun import read_runs
+from edge.fleet.paired import Difference, difference, gains
 from edge.fleet.published import load_published
-from edge.fleet.rungroups import METHOD_NAMES
-from edge.fleet.tables.usergroups import tertiles
+from edge.fleet.rungroups import METHOD_NAMES, group_runs
+from edge.fleet.tables.usergroups import UserCounts, tertiles, users_table
 from tests.fleet.builders import Call, write_ratings
 from tests.fleet.folders import ML_100K, TINY, write_run
 from trainer.metrics import metrics_from_ranks
@@ -332,6 +333,59 @@ def test_users_counts_in_the_runs_own_data(tmp_path: Path, call: Call) -> None:
     assert all(row[2] <= row[3] for row in table["rows"])
     assert refused.code == 2
     assert "was not made from this --data" in refused.err
+
+
+def test_users_without_times_are_split_as_each_run_has(tmp_path: Path, call: Call) -> None:
+    """By its seed: the thirds make up all users, and the runs are of one kind."""
+    ratings = write_ratings(tmp_path / "ratings.csv", timed=False)
+    for seed in (0, 1):
+        made = call(
+            "simulate", "--data", ratings, "--protocol", "clean", "--rounds", 1, "--dim", 2, "--seed", seed,
+            "--out", tmp_path / "runs" / str(seed),
+        )  # fmt: skip
+        assert made.code == 0, made.err
+
+    table = _table(call, "users", tmp_path / "runs", "--data", ratings)
+
+    assert {row[0] for row in table["rows"]} == {"PFedRec"}
+    by_activity = [row for row in table["rows"] if row[1] == "activity" and row[5] == "sampled"]
+    assert sum(row[4] for row in by_activity) == 8
+
+
+def test_users_in_other_thirds_under_other_seeds_are_not_paired(tmp_path: Path) -> None:
+    """Whose test item is popular differs by seed where it is drawn: then no user is averaged with another."""
+    shared = (10, 10, 10, 10)
+    write_run(tmp_path / "a", own=(0, 10, 10, 10), shared=shared)
+    write_run(tmp_path / "b", seed=1, own=(10, 10, 0, 10), shared=shared)
+    (group,), _ = group_runs(read_runs([tmp_path])[0], METHOD_NAMES)
+    first, second = group.runs
+    activity = np.array([1, 1, 1, 1])
+    counts = {
+        first: UserCounts(activity=activity, popularity=np.array([0, 0, 5, 5])),
+        second: UserCounts(activity=activity, popularity=np.array([5, 5, 0, 0])),
+    }
+
+    table = users_table([group], counts)
+
+    found = {(row[1], row[2]): row[-1] for row in table.rows if row[5] == "sampled"}
+    unpopular, everybody = found["popularity", 0], found["activity", 1]
+    assert isinstance(unpopular, Difference)
+    assert isinstance(everybody, Difference)
+    # Differences 1, 0 of two users under one seed and of the two others under the other.
+    assert unpopular.high == pytest.approx(0.5 + 1.959963984540054 * math.sqrt(1 / 12))
+    # Of four users, paired: 1/2, 0, 1/2, 0.
+    assert everybody.high == pytest.approx(0.25 + 1.959963984540054 * math.sqrt(1 / 48))
+
+
+def test_users_split_otherwise_are_refused(tmp_path: Path, call: Call) -> None:
+    """As by a run from before items were drawn; the sentence names the difference."""
+    ratings = write_ratings(tmp_path / "ratings.csv", timed=False)
+    run = write_run(tmp_path / "a")
+
+    refused = call("table", "users", run, "--data", ratings)
+
+    assert refused.code == 2
+    assert "was made with hold_out last, where this --data is split with hold_out random" in refused.err
 
 
 def test_users_generates_synthetic_data_again(tmp_path: Path, call: Call) -> None:

@@ -1,18 +1,27 @@
+from collections import Counter
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from trainer.errors import DataTooSmallError
 from trainer.params import Rows
 from trainer.splits import Interactions, Split, leave_one_out, sampled_candidates
 
 
-def _interactions(n_items: int, *users: list[int]) -> Interactions:
+def _interactions(n_items: int, *users: list[int], timed: bool = True) -> Interactions:
     return Interactions(
         user_keys=tuple(f"u{user}" for user in range(len(users))),
         item_keys=tuple(f"i{item}" for item in range(n_items)),
         indptr=np.concatenate(([0], np.cumsum([len(items) for items in users]))).astype(np.int64),
         items=np.array([item for items in users for item in items], dtype=np.int64),
+        timed=timed,
     )
+
+
+def _split(data: Interactions, seed: int = 0) -> Split:
+    return leave_one_out(data, np.random.default_rng(seed))
 
 
 def _one_user(n_items: int, train: list[int], val: int, test: int) -> Split:
@@ -38,8 +47,8 @@ def test_interactions_sizes_and_slices() -> None:
 
 
 def test_leave_one_out_by_hand() -> None:
-    """The last item is the test, the one before it validation, the rest training, oldest first."""
-    split = leave_one_out(_interactions(7, [5, 0, 3], [6, 1, 2, 4, 0]))
+    """With times the last item is the test, the one before it validation, the rest training, oldest first."""
+    split = _split(_interactions(7, [5, 0, 3], [6, 1, 2, 4, 0]))
 
     assert split.n_items == 7
     assert [train.tolist() for train in split.train] == [[5], [6, 1, 2]]
@@ -52,13 +61,77 @@ def test_leave_one_out_by_hand() -> None:
 def test_leave_one_out_with_too_little(users: list[list[int]]) -> None:
     """No user, or one with two interactions, cannot be split."""
     with pytest.raises(DataTooSmallError, match="three"):
-        leave_one_out(_interactions(5, *users))
+        _split(_interactions(5, *users))
+
+
+def test_leave_one_out_by_time_draws_nothing() -> None:
+    """What the generator gives afterwards is what it would have given before."""
+    rng = np.random.default_rng(1)
+
+    leave_one_out(_interactions(7, [5, 0, 3], [6, 1, 2, 4, 0]), rng)
+
+    assert rng.random() == np.random.default_rng(1).random()
+
+
+_USERS = st.lists(st.lists(st.integers(0, 30), min_size=3, max_size=12, unique=True), min_size=1, max_size=8)
+
+
+@settings(max_examples=200)
+@given(users=_USERS, seed=st.integers(0, 2**32))
+def test_leave_one_out_without_times_splits_each_users_items(users: list[list[int]], seed: int) -> None:
+    """Two different items of the user are held out; the others stay, in the order in which they were."""
+    data = _interactions(31, *users, timed=False)
+
+    split = _split(data, seed)
+
+    assert (split.n_items, len(split.train), data.hold_out) == (31, len(users), "random")
+    assert split.val.dtype == split.test.dtype == np.int64
+    for user, items in enumerate(users):
+        held_out = {int(split.val[user]), int(split.test[user])}
+        assert len(held_out) == 2
+        assert held_out <= set(items)
+        assert split.train[user].tolist() == [item for item in items if item not in held_out]
+
+
+@given(users=_USERS, n_users=st.integers(1, 8), seed=st.integers(0, 2**32))
+def test_leave_one_out_without_times_is_seeded_user_by_user(
+    users: list[list[int]], n_users: int, seed: int
+) -> None:
+    """The same state gives the same split, and the first users the same, however many follow."""
+    whole = _split(_interactions(31, *users, timed=False), seed)
+    part = _split(_interactions(31, *users[:n_users], timed=False), seed)
+
+    np.testing.assert_array_equal(part.test, whole.test[:n_users])
+    np.testing.assert_array_equal(part.val, whole.val[:n_users])
+
+
+@given(users=_USERS, seed=st.integers(0, 2**32))
+def test_leave_one_out_by_time_is_the_same_for_every_seed(users: list[list[int]], seed: int) -> None:
+    """Always the last two."""
+    data = _interactions(31, *users)
+
+    split = _split(data, seed)
+
+    assert data.hold_out == "last"
+    assert [split.known(user).tolist() for user in range(len(users))] == users
+
+
+def test_leave_one_out_without_times_is_uniform() -> None:
+    """Of five items, each of the twenty ordered pairs is held out as often as any other."""
+    n_users = 20_000
+    split = _split(_interactions(5, *[list(range(5))] * n_users, timed=False))
+
+    counts = Counter(zip(split.test.tolist(), split.val.tolist(), strict=True))
+
+    assert len(counts) == 20
+    # Five standard deviations of a binomial count.
+    assert max(abs(count - n_users / 20) for count in counts.values()) < 5 * np.sqrt(n_users * 0.05 * 0.95)
 
 
 def test_sampled_candidates_shape_and_content() -> None:
     """The positive comes first, then 99 distinct items that the user does not know."""
     users = [list(range(start, start + 8)) for start in range(0, 60, 3)]
-    split = leave_one_out(_interactions(150, *users))
+    split = _split(_interactions(150, *users))
 
     val, test = sampled_candidates(split, np.random.default_rng(2))
 
@@ -73,7 +146,7 @@ def test_sampled_candidates_shape_and_content() -> None:
 
 def test_sampled_candidates_are_seeded_and_independent() -> None:
     """The same generator state gives the same candidates; validation and test draw their own."""
-    split = leave_one_out(_interactions(400, *[list(range(8))] * 3))
+    split = _split(_interactions(400, *[list(range(8))] * 3))
 
     first = sampled_candidates(split, np.random.default_rng(4))
     second = sampled_candidates(split, np.random.default_rng(4))

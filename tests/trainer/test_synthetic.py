@@ -175,7 +175,7 @@ def _hit_ratios(seed: int, *, rounds: int) -> tuple[float, float, float]:
     """Train as in the paper on the clean protocol; HR@10 of own view, shared table and popularity."""
     rng = np.random.default_rng(seed)
     data = generate(SyntheticSettings(), rng)
-    split = leave_one_out(data)
+    split = leave_one_out(data, rng)
     _, candidates = sampled_candidates(split, rng)
     hyperparameters = paper_hyperparameters(data.n_items)
     table = initial_table(data.n_items, 32, rng)

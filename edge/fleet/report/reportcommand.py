@@ -111,6 +111,11 @@ def _about(page: Page, groups: Sequence[RunGroup]) -> None:
             "Protocol published: training never draws held-out items as negatives, which flatters.",
             soft=True,
         )
+    if any(group.runs[0].hold_out == "random" for group in groups):
+        page.sentence(
+            "Where data has no times, a user's held-out items are any two, drawn anew for each seed.",
+            soft=True,
+        )
 
 
 def _curves(page: Page, groups: Sequence[RunGroup]) -> None:

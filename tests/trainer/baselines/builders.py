@@ -36,7 +36,8 @@ def a_random_split(seed: int, n_users: int = 12, n_items: int = 9) -> Split:
 
 def a_structured_split(n_users: int = 200) -> tuple[Split, Rows, Rows]:
     """Give generated users who favour groups, and the candidates of validation and test."""
-    split = leave_one_out(generate(SyntheticSettings(n_users=n_users), np.random.default_rng(5)))
+    data = generate(SyntheticSettings(n_users=n_users), np.random.default_rng(5))
+    split = leave_one_out(data, np.random.default_rng(7))
     return split, *sampled_candidates(split, np.random.default_rng(6))
 
 
