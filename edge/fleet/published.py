@@ -23,8 +23,10 @@ class PublishedDataset:
 
     Attributes
     ----------
-    size : tuple of int, or None
-        Users, items and interactions; None where they are not known.
+    size : tuple of int
+        Users, items and interactions.
+    remark : str
+        Sentences on how the paper's data differs from what has its name here; may be empty.
     figures : mapping
         By the algorithm's name.
     sources : mapping
@@ -34,7 +36,7 @@ class PublishedDataset:
     name: str
     title: str
     protocol: str
-    size: tuple[int, int, int] | None
+    size: tuple[int, int, int]
     remark: str
     figures: Mapping[str, PublishedFigure]
     sources: Mapping[str, str]
@@ -52,7 +54,7 @@ def load_published() -> dict[str, PublishedDataset]:
             name=name,
             title=entry["title"],
             protocol=entry["protocol"],
-            size=(entry["users"], entry["items"], entry["interactions"]) if "users" in entry else None,
+            size=(entry["users"], entry["items"], entry["interactions"]),
             remark=entry.get("remark", ""),
             figures={
                 algorithm: PublishedFigure(

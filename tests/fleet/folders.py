@@ -12,6 +12,7 @@ from trainer.metrics import TOP_KS, metrics_from_ranks
 N_CANDIDATES = 4
 ML_100K = {"name": "ml-100k/ratings.dat", "users": 943, "items": 1682, "interactions": 100000}
 """What a summary says of the paper's data."""
+LASTFM = {"name": "lastfm-2k/user_artists.dat", "users": 1875, "items": 17612, "interactions": 92792}
 TINY = {"name": "tiny/ratings.csv", "users": 4, "items": 12, "interactions": 40}
 Ranks = Sequence[int]
 

@@ -15,7 +15,7 @@ from edge.fleet.published import load_published
 from edge.fleet.rungroups import METHOD_NAMES, group_runs
 from edge.fleet.tables.usergroups import UserCounts, tertiles, users_table
 from tests.fleet.builders import Call, write_ratings
-from tests.fleet.folders import ML_100K, TINY, write_run
+from tests.fleet.folders import LASTFM, ML_100K, TINY, write_run
 from trainer.metrics import metrics_from_ranks
 
 
@@ -139,6 +139,25 @@ def test_comparison_tells_data_of_another_size(tmp_path: Path, call: Call) -> No
     table = _table(call, "ml-100k", run)
 
     assert any("that of the runs has 900 users" in note for note in table["notes"])
+
+
+def test_comparison_tells_held_out_items_that_are_drawn(tmp_path: Path, call: Call) -> None:
+    """A run without the entry held out the last; the two are not averaged."""
+    one = write_run(tmp_path / "a", dataset=LASTFM)
+    same = write_run(tmp_path / "b", dataset=LASTFM, seed=1, config={"hold_out": "last"})
+    other = write_run(tmp_path / "c", dataset=LASTFM, config={"hold_out": "random"})
+
+    table = _table(call, "lastfm-2k", one, same, other)
+
+    assert [(row[0], row[-1]) for row in table["rows"][:2]] == [
+        ("PFedRec (held out last)", 2), ("PFedRec (held out random)", 1),
+    ]  # fmt: skip
+    notes = "\n".join(table["notes"])
+    assert (
+        "drawn anew for each seed, where the paper holds out the last (PFedRec (held out random))." in notes
+    )
+    assert "The paper's data has 1,600 users, 12,454 items and 185,650 interactions; that of" in notes
+    assert "A guess: it is made of the 186,479 tag assignments" in notes
 
 
 def test_settings_tell_groups_apart(tmp_path: Path, call: Call) -> None:

@@ -60,14 +60,21 @@ def _notes(dataset: PublishedDataset, groups: Sequence[RunGroup], missing: Seque
     buffered = [group.label for group in groups if group.runs[0].summary["mode"] == "buffered"]
     if buffered:
         notes.append(f"Asynchronous, where the paper's rounds are in step: {', '.join(buffered)}.")
+    drawn = [group.label for group in groups if group.runs[0].hold_out == "random"]
+    if drawn:
+        which = "all runs" if len(drawn) == len(groups) else ", ".join(drawn)
+        notes.append(
+            "No times in the data: a user's held-out items are any two, drawn anew for each seed, where the "
+            f"paper holds out the last ({which})."
+        )
     sizes = sorted({run.dataset_size for group in groups for run in group.runs} - {dataset.size})
-    if dataset.size and sizes:
+    if sizes:
         notes.append(
             f"The paper's data has {_size(dataset.size)}; "
             f"that of the runs has {' or '.join(map(_size, sizes))}."
         )
-    elif dataset.remark:
-        notes.append(f"{dataset.remark[0].upper()}{dataset.remark[1:]} ({' or '.join(map(_size, sizes))}).")
+    if dataset.remark:
+        notes.append(dataset.remark)
     if missing:
         notes.append(f"No run of: {', '.join(missing)}.")
     return notes
