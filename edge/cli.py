@@ -164,13 +164,31 @@ def _listed(items: list[str]) -> str:
 @cli.command()
 @_DIRECTORY
 @click.option("--top", default=10, show_default=True, type=click.IntRange(1), help="How many items.")
+@click.option(
+    "--exclude-seen/--include-seen",
+    default=True,
+    show_default=True,
+    help="Whether to leave out what the user has interacted with.",
+)
+@click.option(
+    "--filter",
+    "among",
+    type=click.Path(path_type=Path, readable=False),
+    help="Choose among the items of this file only, one a line.",
+)
+@click.option("--explain", is_flag=True, help="Name the user's own items that speak for each.")
 @_JSON
-def recommend(directory: Path, top: int, *, as_json: bool) -> None:
+def recommend(
+    directory: Path, top: int, among: Path | None, *, exclude_seen: bool, explain: bool, as_json: bool
+) -> None:
     """List the best items that the user has not interacted with.
+
+    Before anything was recorded the order is the fleet's: about by popularity.
 
     \b
     Example:
       edge-client recommend --dir me --top 5
+      edge-client recommend --dir me --filter in-stock.txt --explain
     """
     from dataclasses import asdict
 
@@ -179,9 +197,17 @@ def recommend(directory: Path, top: int, *, as_json: bool) -> None:
     from edge.scorer import make_scorer
 
     config = load_config(directory, os.environ)
+    choice = None if among is None else _lines(among)
     store = open_store(directory)
     try:
-        result = best_items(store, make_scorer(config.scorer_choice), top)
+        result = best_items(
+            store,
+            make_scorer(config.scorer_choice),
+            top,
+            exclude_seen=exclude_seen,
+            among=choice,
+            explain=explain,
+        )
     finally:
         store.close()
     if as_json:
@@ -190,7 +216,14 @@ def recommend(directory: Path, top: int, *, as_json: bool) -> None:
     if not result.personal:
         say("no training yet: the order is the fleet's, the same for every new user")
     for each in result.items:
-        click.echo(f"{each.rank:>4}  {each.score:.4f}  {each.item}")
+        because = f"  because of {', '.join(each.because)}" if each.because else ""
+        click.echo(f"{each.rank:>4}  {each.score:.4f}  {each.item}{because}")
+
+
+def _lines(file: Path) -> list[str]:
+    from trainer.datasets import decoded_lines
+
+    return [line.strip() for line in decoded_lines(read_file(file), str(file)) if line.strip()]
 
 
 @cli.command()

@@ -259,6 +259,11 @@ class DeviceStore:
         """Give those of `keys` that the catalogue does not have."""
         return [key for key in keys if not self._rows("SELECT 1 FROM catalogue WHERE item = ?", key)]
 
+    def item_rows(self, keys: Sequence[str]) -> Rows:
+        """Give the rows of those of `keys` that the catalogue has; shape (n,), int64."""
+        found = (self._rows("SELECT row FROM catalogue WHERE item = ?", key) for key in keys)
+        return np.array([rows[0][0] for rows in found if rows], dtype=np.int64)
+
     def item_keys(self, rows: Rows) -> list[str]:
         """Give the keys of catalogue rows."""
         query = "SELECT item FROM catalogue WHERE row = ?"

@@ -69,6 +69,14 @@ def taste(table: Floats, centre: Floats, items: Rows, recency: float) -> Floats:
     ndarray, shape (dim,), float32
         Of length 1; zeros for a user without items, and where they cancel out.
     """
+    weights, vectors = _weighted(table, centre, items, recency)
+    direction: Floats = np.dot(weights, vectors)
+    length = float(np.sqrt(np.dot(direction, direction)))
+    return direction / np.float32(length) if length > 0 else direction
+
+
+def _weighted(table: Floats, centre: Floats, items: Rows, recency: float) -> tuple[Floats, Floats]:
+    """Give the weights and the centred vectors whose sum is h; of those of the items that still count."""
     if recency:
         items = items[-int(_FORGOTTEN * recency + 1) :]
     vectors = table.take(items, axis=0)
@@ -77,9 +85,37 @@ def taste(table: Floats, centre: Floats, items: Rows, recency: float) -> Floats:
     weights = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
     if recency:
         weights *= np.exp(np.arange(1 - items.size, 1) / recency).astype(np.float32)
-    direction: Floats = np.dot(weights, vectors)
+    return weights, vectors
+
+
+def contributions(table: Floats, w: Floats, items: Rows, settings: TasteSettings, rows: Rows) -> Floats:
+    """Give what each of a user's items adds to the scores of some rows, more than to the mean row's.
+
+    Together it is what the taste adds, but for a constant, which changes no ranking.
+
+    Parameters
+    ----------
+    items : ndarray, shape (n,), int64
+        The user's item rows, oldest first.
+    rows : ndarray, shape (k,), int64
+
+    Returns
+    -------
+    ndarray, shape (k, n), float32
+        In logits; 0 for items that are too old to count.
+    """
+    added = np.zeros((rows.size, items.size), dtype=np.float32)
+    if not settings.strength or not items.size:
+        return added
+    centre = table.mean(axis=0)
+    weights, vectors = _weighted(table, centre, items, settings.recency)
+    direction = np.dot(weights, vectors)
     length = float(np.sqrt(np.dot(direction, direction)))
-    return direction / np.float32(length) if length > 0 else direction
+    if length > 0:
+        scale = np.float32(settings.strength * float(np.sqrt(np.dot(w, w))) / length)
+        above = table.take(rows, axis=0) - centre
+        added[:, items.size - weights.size :] = np.dot(above, vectors.T) * (weights * scale)
+    return added
 
 
 def context(w: Floats, direction: Floats, strength: float) -> Floats:

@@ -457,6 +457,48 @@ def test_recommend_gives_json(call: Call, trained: Path) -> None:
     assert scores == pytest.approx(sigmoid(logits[order].astype(np.float32)).tolist(), abs=1e-6)
 
 
+def test_recommend_among_the_items_of_a_file(call: Call, trained: Path, tmp_path: Path) -> None:
+    """Only these, also those that the user knows if they are asked for."""
+    file = tmp_path / "in-stock.txt"
+    listed = call("recommend", "--dir", trained, "--include-seen").out.splitlines()
+    every = [line.split()[-1] for line in listed]
+    file.write_text(f"{every[2]}\n\n{every[0]}\nno such item\n")
+
+    found = call("recommend", "--dir", trained, "--include-seen", "--filter", file)
+
+    assert [line.split()[-1] for line in found.out.splitlines()] == [every[0], every[2]]
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "words"),
+    [
+        (b"no such item\n", ExitCode.UNKNOWN_ITEM, "none of the items"),
+        (b"", ExitCode.DATA_FORMAT, "empty"),
+        (b"\x00\x01", ExitCode.DATA_FORMAT, "binary"),
+        (None, ExitCode.FILE_UNREADABLE, "nothing-here"),
+    ],
+)
+def test_recommend_with_a_filter_that_is_none(
+    call: Call, trained: Path, tmp_path: Path, content: bytes | None, code: ExitCode, words: str
+) -> None:
+    """A sentence, and its code."""
+    file = tmp_path / ("nothing-here" if content is None else "filter.txt")
+    if content is not None:
+        file.write_bytes(content)
+
+    assert_refused(call("recommend", "--dir", trained, "--filter", file), code, words)
+
+
+def test_recommend_explains(call: Call, trained: Path) -> None:
+    """The user's own items that speak for an item stand behind it."""
+    found = call("recommend", "--dir", trained, "--explain", "--json")
+
+    reasons = [each["because"] for each in json.loads(found.out)["items"]]
+    assert any(reasons)
+    shown = call("recommend", "--dir", trained, "--explain").out
+    assert shown.count("because of") == sum(map(bool, reasons))
+
+
 def test_recommend_before_the_first_table_says_what_to_do(call: Call, directory: Path) -> None:
     """Nothing to recommend from is no crash."""
     found = call("recommend", "--dir", directory)

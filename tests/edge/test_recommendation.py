@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from broker.errors import NothingYetError
+from broker.errors import NothingYetError, UnknownItemError
 from edge.personal import Personal
 from edge.recommendation import recommend
 from edge.scheduler import Progress
 from edge.scorer import NumpyScorer, Scorer, available_scorer_name, make_scorer
 from edge.store import DeviceStore
-from tests.edge.builders import ITEM_KEYS, a_head, a_store
+from tests.edge.builders import ITEM_KEYS, a_head, a_plan, a_store
 from trainer.params import Floats, ScoreFunction
 
 TABLE = np.array([[3, 0], [0, 1], [2, 0], [0, 2], [1, 0], [0, 3]], dtype=np.float32)
@@ -111,3 +111,72 @@ def test_recommend_is_the_same_with_either_scorer(store: DeviceStore) -> None:
     one, other = recommend(store, NumpyScorer(), 10), recommend(store, tflite, 10)
     assert [each.item for each in one.items] == [each.item for each in other.items]
     assert [each.score for each in one.items] == pytest.approx([each.score for each in other.items], abs=1e-6)
+
+
+# -- choosing --------------------------------------------------------------------------------------
+
+
+def test_recommend_with_what_the_user_knows(store: DeviceStore) -> None:
+    """The same order, nothing left out."""
+    store.record([("apple", 1.0), ("fig", 2.0)])
+
+    found = recommend(store, NumpyScorer(), 10, exclude_seen=False)
+
+    assert [each.item for each in found.items] == ["apple", "fig", "cheese", "date", "bread", "egg"]
+
+
+def test_recommend_among_some_items(store: DeviceStore) -> None:
+    """Those that the catalogue has, without those that the user knows."""
+    store.record([("apple", 1.0)])
+
+    found = recommend(store, NumpyScorer(), 10, among=["egg", "apple", "no such item", "date"])
+
+    assert [each.item for each in found.items] == ["date", "egg"]
+
+
+@pytest.mark.parametrize("among", [[], ["no such item"]])
+def test_recommend_among_nothing_is_refused(store: DeviceStore, among: list[str]) -> None:
+    """An empty answer would look like one."""
+    with pytest.raises(UnknownItemError, match="none of the items"):
+        recommend(store, NumpyScorer(), 10, among=among)
+
+
+# -- explaining ------------------------------------------------------------------------------------
+
+
+def test_recommend_explains_by_the_nearest_of_the_users_items(store: DeviceStore) -> None:
+    """Without a view by taste: those in the same direction from the middle, at most three."""
+    store.record([("apple", 1.0), ("bread", 2.0)])
+
+    found = recommend(store, NumpyScorer(), 10, explain=True)
+
+    reasons = {each.item: each.because for each in found.items}
+    assert reasons["cheese"] == ["apple"]
+    assert reasons["fig"] == ["bread"]
+
+
+def test_recommend_does_not_explain_unless_asked(store: DeviceStore) -> None:
+    """It costs a look at all of the user's items."""
+    store.record([("apple", 1.0)])
+
+    assert {tuple(each.because) for each in recommend(store, NumpyScorer(), 10).items} == {()}
+
+
+def test_recommend_before_the_first_interaction_has_no_reasons(store: DeviceStore) -> None:
+    """Nothing of the user's own speaks for anything."""
+    found = recommend(store, NumpyScorer(), 3, explain=True)
+
+    assert [each.because for each in found.items] == [[], [], []]
+
+
+def test_recommend_explains_by_what_the_taste_adds(store: DeviceStore) -> None:
+    """The item that adds most is named first; one that speaks against is not named."""
+    plan = a_plan(taste_strength=1.0)
+    store.replace_model(a_head(8, table=TABLE, plan=plan), TABLE, ITEM_KEYS)
+    store.record([("apple", 1.0), ("cheese", 2.0), ("bread", 3.0)])
+
+    found = recommend(store, NumpyScorer(), 10, explain=True)
+
+    reasons = {each.item: each.because for each in found.items}
+    assert set(reasons["egg"]) == {"apple", "cheese"}
+    assert reasons["fig"][0] == "bread"

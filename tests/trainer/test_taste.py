@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from trainer.errors import ParameterError
 from trainer.params import Floats, Rows, ScoreFunction, initial_score_function, initial_table
-from trainer.taste import TasteSettings, contexts, taste, with_taste
+from trainer.taste import TasteSettings, contexts, contributions, taste, with_taste
 
 
 def a_table(n_items: int = 30, dim: int = 6, seed: int = 0) -> Floats:
@@ -120,3 +120,35 @@ def test_settings_out_of_range_are_refused(values: dict[str, float]) -> None:
     """With the name that users know."""
     with pytest.raises(ParameterError, match=f"taste_{next(iter(values))}"):
         TasteSettings(**values)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    seed=st.integers(0, 1000),
+    count=st.integers(1, 30),
+    recency=st.sampled_from([0.0, 0.3, 2.0]),
+    strength=st.sampled_from([0.0, 0.25, 1.5]),
+)
+def test_contributions_are_what_the_taste_adds(
+    seed: int, count: int, recency: float, strength: float
+) -> None:
+    """Summed over the user's items, and above what the mean row gets."""
+    rng = np.random.default_rng(seed)
+    table, start = a_table(seed=seed), initial_score_function(6, rng)
+    items = rng.choice(len(table), count, replace=False)
+    how = TasteSettings(recency=recency, strength=strength)
+
+    added = contributions(table, start.w, items, how, np.arange(len(table)))
+
+    assert added.shape == (len(table), count)
+    whole = table @ (with_taste(start, table, items, how).w - start.w)
+    np.testing.assert_allclose(added.sum(axis=1), whole - whole.mean(), rtol=1e-3, atol=1e-5)
+    some = rows(3, 0, 7)
+    np.testing.assert_allclose(contributions(table, start.w, items, how, some), added[some], atol=1e-6)
+
+
+def test_contributions_of_nothing() -> None:
+    """A user without items has none."""
+    table = a_table()
+
+    assert contributions(table, table[0], rows(), TasteSettings(strength=1.0), rows(1, 2)).shape == (2, 0)
