@@ -9,10 +9,12 @@ import json
 import math
 import os
 import re
+import signal
 import sys
+import threading
 import tomllib
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import click
@@ -43,11 +45,14 @@ def run(command: click.Command, prog: str) -> NoReturn:
     """
     code: int = ExitCode.OK
     try:
-        outcome = command.main(prog_name=prog, standalone_mode=False)
+        with _terminating():
+            outcome = command.main(prog_name=prog, standalone_mode=False)
         # Without standalone mode click returns the code of --help and the like.
         code = outcome if isinstance(outcome, int) else ExitCode.OK
         if sys.stdout is not None:  # it may have been closed by the caller
             sys.stdout.flush()
+    except _TerminatedError:
+        code = _say(prog, "stopped by SIGTERM", ExitCode.TERMINATED)
     except click.exceptions.Abort:
         code = _say(prog, "stopped by Ctrl-C", ExitCode.INTERRUPTED)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -68,6 +73,27 @@ def run(command: click.Command, prog: str) -> NoReturn:
         if isinstance(error, OSError):
             _give_up_output()
     sys.exit(code)
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM came; no error that anybody on the way up should handle."""
+
+
+def _terminate(_number: int, _frame: object) -> NoReturn:
+    raise _TerminatedError
+
+
+@contextlib.contextmanager
+def _terminating() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does, clearing up what was begun; services handle it themselves."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread can set handlers
+        return
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _give_up_output() -> None:

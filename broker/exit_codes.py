@@ -51,6 +51,7 @@ class ExitCode(IntEnum):
     MISSING_EXTRA = 40, "A part of the package is not installed; the sentence names the command."
 
     INTERRUPTED = 130, "Stopped by Ctrl-C."
+    TERMINATED = 143, "Stopped by SIGTERM; a service that is told to stop ends with 0."
 
 
 EXIT_CODE_OF: dict[type[errors.PFedRecError], ExitCode] = {

@@ -14,6 +14,8 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from broker.errors import ConfigError
 from broker.storage import read_file
+from trainer.algorithms import ALGORITHMS
+from trainer.baselines import BASELINES
 from trainer.errors import ParameterError
 from trainer.params import MAX_DIM, Hyperparameters, item_lr
 from trainer.privacy import require_noise
@@ -21,6 +23,7 @@ from trainer.taste import TasteSettings
 
 _SHIPPED = files("broker.presets")
 SelectBy = Literal["hr", "ndcg"]
+_TABLES = (*ALGORITHMS, *BASELINES)
 PRESETS = ("device", "paper")
 """The presets that ship with the package; ``device`` is the default everywhere."""
 
@@ -108,11 +111,13 @@ def load_preset(name: str, algorithm: str, overrides: Mapping[str, Any] | None =
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"preset {name} is not valid TOML: {error}") from error
     values = {key: value for key, value in parsed.items() if not isinstance(value, dict)}
-    for table in (algorithm.partition("+")[0], algorithm):
-        entries = parsed.get(table, {})
-        if not isinstance(entries, dict):
+    for table, entries in parsed.items():
+        if isinstance(entries, dict) and table not in _TABLES:
+            raise ConfigError(f"preset {name}: {table!r} is no algorithm; known are {', '.join(_TABLES)}")
+        if not isinstance(entries, dict) and table in _TABLES:
             raise ConfigError(f"preset {name}: {table} must be a table, not {entries!r}")
-        values |= entries
+    for table in (algorithm.partition("+")[0], algorithm):
+        values |= parsed.get(table, {})
     preset = _built(values, f"preset {name}", ConfigError)
     return _built(dataclasses.asdict(preset) | dict(overrides or {}), "", ParameterError)
 

@@ -24,7 +24,9 @@ ALGORITHM_NAMES = (
 TABLE_NAMES = ("ml-100k", "lastfm-2k", "ablation", "views", "users", "compare")
 
 _DATA = click.option(
-    "--data", required=True, help="A file of ratings (user, item[, rating[, time]]), or: synthetic."
+    "--data",
+    required=True,
+    help="A file of ratings (user, item[, rating[, time]]), or: synthetic[:USERSxITEMS[xMEAN]].",
 )
 _PROTOCOL = click.option(
     "--protocol",

@@ -5,10 +5,11 @@ have to decide; `edge.fleet.virtual` and `edge.fleet.live` are for that. A test 
 the same.
 """
 
+import hashlib
 import io
 import time
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -83,6 +84,7 @@ class Lockstep:
         self._settings = settings
         self._on_round = on_round
         self._checkpoint = None if folder is None else folder / CHECKPOINT
+        self._identity = _identity(scenario, settings)
         self._n_users = scenario.n_users
         rng = np.random.default_rng([settings.seed, 0])
         shared = settings.algorithm.start(scenario.data.n_items, settings.dim, settings.scale, rng)
@@ -238,6 +240,7 @@ class Lockstep:
         now, best = _State.of(self._arrays, self._done + 1), self._best
         np.savez(
             buffer,
+            identity=self._identity,
             done=self._done,
             best_round=best.round,
             best_figure=best.figure,
@@ -261,6 +264,7 @@ class Lockstep:
             return 0
         try:
             with np.load(io.BytesIO(read_file(path)), allow_pickle=False) as content:
+                self._require_ours(content)
                 done, now = int(content["done"]), _State.read(content, "now")
                 self._best = _Best(
                     round=int(content["best_round"]),
@@ -276,6 +280,20 @@ class Lockstep:
             ) from error
         self._done = done
         return done
+
+    def _require_ours(self, content: Any) -> None:
+        if str(content["identity"]) != self._identity:
+            raise ValueError("it is another run's")
+
+
+def _identity(scenario: Scenario, settings: LockstepSettings) -> str:
+    """Give a digest of everything that a run's state depends on; the number of workers is not."""
+    facts = (
+        replace(settings, workers=1),
+        *(scenario.name, scenario.sha256, scenario.protocol),
+        *(scenario.n_users, scenario.data.n_items, scenario.data.items.size),
+    )
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
 def _download_bytes(

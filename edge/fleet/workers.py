@@ -116,6 +116,7 @@ def _serve(
         other.close()
     # Ctrl-C reaches the whole process group; the parent decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     cohorts = [make_cohort(number) for number in numbers]
     while True:
         try:

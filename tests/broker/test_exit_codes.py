@@ -1,6 +1,7 @@
 """Errors, exit codes and the page that lists them."""
 
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -50,12 +51,12 @@ def test_help_is_one_sentence() -> None:
 
 
 def test_codes_stay_below_those_of_shells() -> None:
-    """Except 130, which shells give to what Ctrl-C stopped; no two are equal."""
+    """Except 130 and 143, which shells give to what Ctrl-C and SIGTERM stopped; no two are equal."""
     values = [code.value for code in ExitCode]
 
     assert sorted(set(values)) == values
-    assert all(0 <= value < 126 for value in values if value != ExitCode.INTERRUPTED)
-    assert ExitCode.INTERRUPTED.value == 130
+    assert [value for value in values if not 0 <= value < 126] == [128 + signal.SIGINT, 128 + signal.SIGTERM]
+    assert (ExitCode.INTERRUPTED.value, ExitCode.TERMINATED.value) == (130, 143)
 
 
 def test_usage_is_the_code_of_click() -> None:
@@ -83,7 +84,7 @@ def test_class_has_one_documented_code(kind: type[PFedRecError]) -> None:
 
     assert [row[0] for row in documented()].count(code) == 1
     assert code is not ExitCode.OK
-    assert code is not ExitCode.INTERRUPTED
+    assert code not in (ExitCode.INTERRUPTED, ExitCode.TERMINATED)
 
 
 @every_kind
@@ -105,7 +106,7 @@ def test_every_code_of_a_cause_has_its_error() -> None:
     """No code is on the page that nothing can end with."""
     used = {code_of(kind) for kind in KINDS.values()}
 
-    assert set(ExitCode) - used == {ExitCode.OK, ExitCode.INTERRUPTED}
+    assert set(ExitCode) - used == {ExitCode.OK, ExitCode.INTERRUPTED, ExitCode.TERMINATED}
 
 
 def test_nearest_class_decides() -> None:

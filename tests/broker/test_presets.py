@@ -82,6 +82,15 @@ def test_file_is_a_preset(tmp_path: Path) -> None:
     assert type(load_preset(name, "pfedrec").lr) is float
 
 
+@pytest.mark.parametrize("table", ["fedmff", "pfedrec+dualper", "Preset"])
+def test_table_of_no_algorithm_is_refused(tmp_path: Path, table: str) -> None:
+    """A misspelt name would silently train with other settings."""
+    name = a_file(tmp_path, f'["{table}"]\ndim = 4\n')
+
+    with pytest.raises(ConfigError, match="is no algorithm; known are pfedrec, "):
+        load_preset(name, "pfedrec")
+
+
 def test_empty_file_is_the_published_setting(tmp_path: Path) -> None:
     """It changes nothing."""
     assert load_preset(a_file(tmp_path, ""), "pfedrec") == Preset()

@@ -433,6 +433,16 @@ def test_damaged_checkpoint_is_refused(
     assert contents_of(tmp_path / "run") == before
 
 
+def test_checkpoint_of_another_run_is_refused(tmp_path: Path, stop: Callable[..., None]) -> None:
+    """Although all its shapes fit."""
+    for seed in (1, 2):
+        stop(tmp_path / f"run-{seed}", 2, seed=seed)
+    (tmp_path / "run-2" / CHECKPOINT).rename(tmp_path / "run-1" / CHECKPOINT)
+
+    with pytest.raises(CorruptError, match="another run's"):
+        simulated(tmp_path / "run-1", resume=True, seed=1)
+
+
 @pytest.mark.parametrize("lines", ["", '{"round": 1}\n', "no JSON\nat all\n"], ids=["none", "one", "text"])
 def test_metrics_that_do_not_fit_the_checkpoint_are_refused(
     tmp_path: Path, stop: Callable[..., None], lines: str

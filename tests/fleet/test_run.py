@@ -385,7 +385,16 @@ def test_port_that_is_taken_at_the_last_moment_is_named(
 
 
 @pytest.mark.parametrize("moment", ["beginning", "middle"])
-def test_run_is_stopped_by_ctrl_c(tmp_path: Path, home: Path, moment: str) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "name"),
+    [
+        (signal.SIGINT, ExitCode.INTERRUPTED, "Ctrl-C"),
+        (signal.SIGTERM, ExitCode.TERMINATED, "SIGTERM"),
+    ],
+)
+def test_run_is_stopped(
+    tmp_path: Path, home: Path, moment: str, number: int, code: ExitCode, name: str
+) -> None:
     """With a documented code; aggregator and broker end too, and the temporary files go."""
     out, port = tmp_path / "run", free_port()
     with a_process("run", *SMALL, "--versions", 100_000, "--port", port, "--out", out) as process:
@@ -394,11 +403,11 @@ def test_run_is_stopped_by_ctrl_c(tmp_path: Path, home: Path, moment: str) -> No
             assert "devices of fleet" in process.stderr.readline()
         else:
             wait_until(lambda: len(rounds_in(out)) >= 2, "the second round")
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         printed, said = process.communicate(timeout=PATIENCE_S)
 
-    assert process.returncode == ExitCode.INTERRUPTED
-    assert (printed, said.splitlines()[-1]) == ("", "edge-fleet: stopped by Ctrl-C")
+    assert process.returncode == code
+    assert (printed, said.splitlines()[-1]) == ("", f"edge-fleet: stopped by {name}")
     assert "Traceback" not in said
     assert_nothing_is_left(home, port)
 
