@@ -362,7 +362,8 @@ class Session:
             revision=self._revision,
             progress=self.progress,
             outbox_empty=self.outbox_seq is None,
-            check_in_due=due and self.head is not None,
+            # Offline the newest version is not known: an update would be stale before it is sent.
+            check_in_due=due and self.online and self.head is not None,
             max_idle_passes=1 if self.head is None else self.head.plan.max_idle_passes,
         )
         self.reason = decision.reason if self.may_train else "training is paused"

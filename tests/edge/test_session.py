@@ -392,6 +392,20 @@ def test_check_in_offline_is_put_off() -> None:
     assert session.check_in_at == NOW + 60
 
 
+def test_device_offline_contributes_nothing() -> None:
+    """It does not know the newest version; a local pass it makes all the same."""
+    session = idle()
+    session.lost()
+    [local] = interactions(session, 1)
+    assert isinstance(local, Train)
+    assert local.seq is None
+    session.training_done(local, NOW)
+
+    later = NOW + 21 * 86_400.0
+    assert session.tick(later) == []
+    assert session.reason == "waiting for the next check-in"
+
+
 def test_check_in_before_the_first_head_of_a_connection_is_put_off_a_little() -> None:
     """The old connection's plan is forgotten; the new one's is about to come."""
     session = idle()

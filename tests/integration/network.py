@@ -356,6 +356,11 @@ class Device(Process):
             if self._download.add(address, chunk, len(message.payload)):
                 self._finish_download(self._download, now)
 
+    def has_contributed(self) -> bool:
+        """Tell whether everything that was recorded is in an update that was answered."""
+        contributed = self.session.progress.contributed_revision
+        return contributed == self.store.interacted().revision and self.store.outbox_size() == 0
+
     def finish_pass(self, now: float) -> None:
         """End the local pass that runs."""
         command, model = self.training, self.store.model()
@@ -724,19 +729,38 @@ class World:
             self._tick()
         raise AssertionError("the fleet does not come to rest")
 
-    def catch_up(self) -> None:
+    def part(self, device: Device) -> None:
+        """A device's link breaks."""
+        self._lose_link(device)
+
+    def join(self, device: Device) -> None:
+        """A device's link is back."""
+        self._connect(device)
+
+    def go_on_for(self, seconds: float, *, without: Device | None = None) -> None:
+        """Let time pass without trouble, one device away."""
+        until = self.now + seconds
+        while self.now < until:
+            self.catch_up(without=without)
+            self.now = min(until, max(self.now, min(self._wake_times())) + 1e-3)
+            self._tick()
+
+    def catch_up(self, *, without: Device | None = None) -> None:
         """Connect everybody, and do all that is to be done now, in order."""
         while True:
             if AGGREGATOR not in self.broker.online:
                 self._connect_aggregator()
             for device in self.devices:
-                if device.name not in self.broker.online:
+                if device.name not in self.broker.online and device is not without:
                     self._connect(device)
                 if device.training is not None:
                     self._run_device(device, lambda it: it.finish_pass(self.now))
-            if not self.broker.in_flight:
+            reachable = [
+                each for each in self.broker.in_flight if without is None or each.client != without.name
+            ]
+            if not reachable:
                 break
-            message = self.broker.in_flight[0]
+            message = reachable[0]
             if message.client not in self.broker.online:
                 continue
             if message.client == AGGREGATOR:

@@ -89,3 +89,35 @@ def test_live_of_one_seed_repeats_itself() -> None:
     assert first.history == second.history
     assert first.witness.made == second.witness.made
     assert first.witness.tables == second.witness.tables
+
+
+def test_device_that_was_away_for_three_weeks_is_back_within_a_minute() -> None:
+    """With one upload for all that its user did meanwhile, while the fleet went on."""
+    world = a_fleet_at_work()
+    try:
+        world.come_to_rest()
+        away, *others = world.devices
+        made_before = {update for update in world.witness.made if update[0] == away.name}
+        world.part(away)
+        for day in range(21):
+            world.now += 86_400.0
+            for hour in range(3):
+                away.record(6 + (3 * day + hour) % 40, world.now)
+            others[0].record(6 + day, world.now)
+            world.go_on_for(120.0, without=away)
+        assert world.aggregator.core.version > (away.session.version or 0) + 10
+        assert {update for update in world.witness.made if update[0] == away.name} == made_before
+
+        back_at = world.now
+        world.join(away)
+        while away.session.version != world.aggregator.core.version or not away.has_contributed():
+            world.go_on_for(1.0)
+            assert world.now <= back_at + 60.0
+
+        made = {update for update in world.witness.made if update[0] == away.name} - made_before
+        assert len(made) == 1
+        assert made <= world.witness.verdicts.keys()
+        world.come_to_rest()
+        world.check_at_rest()
+    finally:
+        world.close()
