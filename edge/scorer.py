@@ -7,6 +7,7 @@ process that does not score does not load it. It knows no store, no catalogue ke
 import hashlib
 import importlib
 import importlib.util
+import math
 import sys
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -32,6 +33,9 @@ fault on a truncated file.
 _RUNTIMES = ("tflite_runtime", "ai_edge_litert")
 _NUMPY_1_ONLY = "tflite_runtime"
 """Built for numpy 1. With numpy 2 its import prints a traceback, then ``Interpreter()`` fails."""
+
+_FEW = 32
+"""Up to so many items are looked for one by one."""
 
 _RUNTIME_FAILURES = (
     ImportError,
@@ -135,6 +139,7 @@ class TfliteScorer:
         self._output = signature.get_output_details()["logits"]["index"]
         self._shape: tuple[int, ...] | None = None
         self._placed: Floats | None = None
+        self._b = np.empty(1, dtype=np.float32)
         self._lock = Lock()
 
     @property
@@ -149,7 +154,8 @@ class TfliteScorer:
             self._fit(table.shape)
             self._place(table)
             self._interpreter.set_tensor(self._input["w"], score_function.w[np.newaxis])
-            self._interpreter.set_tensor(self._input["b"], np.array([score_function.b], dtype=np.float32))
+            self._b[0] = score_function.b
+            self._interpreter.set_tensor(self._input["b"], self._b)
             self._interpreter.invoke()
             result: Floats = self._interpreter.get_tensor(self._output)
         return result.reshape(-1)
@@ -237,10 +243,14 @@ def top_k(logits: Floats, k: int, exclude: Rows) -> Rows:
         raise ParameterError(f"logits have shape {logits.shape}; one number for each item was expected")
     if k < 0:
         raise ParameterError(f"k is {k}; it must not be negative")
-    if exclude.size and not 0 <= int(exclude.min()) <= int(exclude.max()) < len(logits):
-        raise ParameterError(
-            f"excluded rows lie between {exclude.min()} and {exclude.max()}; the table has {len(logits)} rows"
-        )
+    if exclude.size and np.minimum.reduce(exclude) < 0:
+        raise ParameterError(f"an excluded row is {exclude.min()}; it must not be negative")
+    try:
+        few = _top_few(logits, k, exclude) if k <= _FEW else None
+        if few is not None:
+            return few
+    except IndexError:
+        raise ParameterError(f"row {exclude.max()} is excluded; the table has {len(logits)} rows") from None
     allowed = ~np.isnan(logits)
     allowed[exclude] = False
     rows = np.flatnonzero(allowed)
@@ -255,6 +265,29 @@ def top_k(logits: Floats, k: int, exclude: Rows) -> Rows:
     chosen = np.concatenate((better, equal))
     best_first = np.argsort(-values[chosen], kind="stable")
     best: Rows = rows[chosen[best_first]].astype(np.int64, copy=False)
+    return best
+
+
+def _top_few(logits: Floats, k: int, exclude: Rows) -> Rows | None:
+    """Give what `top_k` gives by looking k times for the best; None where less than k numbers are left.
+
+    A look is one pass over the catalogue at the speed of memory: for ten items several times faster than
+    a partition.
+    """
+    count = min(k, logits.size)
+    best = np.empty(count, dtype=np.int64)
+    left = logits.copy()
+    left[exclude] = lowest = -math.inf
+    if not count:
+        return best
+    argmax = left.argmax
+    for place in range(count - 1):
+        best[place] = row = argmax()
+        left[row] = lowest
+    best[-1] = row = argmax()
+    # A NaN is the largest to argmax, so the first would be one; what is left out, the last.
+    if math.isnan(logits.item(best[0])) or not left.item(row) > lowest:
+        return None
     return best
 
 
