@@ -1,7 +1,8 @@
 """Configuration: a commented TOML file, overridden by ``PFEDREC_*`` variables, overridden by flags.
 
-A program's configuration is one frozen dataclass whose fields carry their help (`option`). This file turns
-such a class into a file and back; it does not know any program's fields.
+A program's configuration is one frozen dataclass whose fields carry their help (`option`); a field that is
+such a class itself (`section`) is a table of the file. This file turns such a class into a file and back; it
+does not know any program's fields.
 """
 
 import dataclasses
@@ -25,16 +26,21 @@ def option(default: Any, help_text: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": help_text})
 
 
+def section(kind: type[Any], help_text: str) -> Any:
+    """Declare a field that is a table of its own, `kind`'s fields its entries; by default all of theirs."""
+    return dataclasses.field(default_factory=kind, metadata={"help": help_text})
+
+
 def to_toml(config: Any) -> str:
-    """Write a configuration with its comments; every field on a line of its own."""
-    lines = []
+    """Write a configuration with its comments; every field on a line of its own, tables last."""
+    lines, tables = [], []
     for field in dataclasses.fields(config):
-        lines += [
-            f"# {field.metadata['help']}",
-            f"{field.name} = {_literal(getattr(config, field.name))}",
-            "",
-        ]
-    return "\n".join(lines)
+        comment, value = f"# {field.metadata['help']}", getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            tables += [comment, f"[{field.name}]", to_toml(value)]
+        else:
+            lines += [comment, f"{field.name} = {_literal(value)}", ""]
+    return "\n".join(lines + tables)
 
 
 def _literal(value: Any) -> str:
@@ -64,22 +70,41 @@ def load(kind: type[_T], path: Path, environment: Mapping[str, str], **flags: An
         content = tomllib.loads(read_file(path).decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    config = _read(kind, content, str(path), ENVIRONMENT_PREFIX, environment)
+    given = {name: value for name, value in flags.items() if value is not None}
+    return cast("_T", dataclasses.replace(cast("Any", config), **given)) if given else config
+
+
+def _read(
+    kind: type[_T], content: Mapping[str, Any], where: str, prefix: str, environment: Mapping[str, str]
+) -> _T:
+    """Give one table; the environment's variables for it begin with `prefix`."""
     types = get_type_hints(kind)
     values: dict[str, Any] = {}
     for name, value in content.items():
         if name not in types:
-            raise ConfigError(f"{path}: unknown entry {name!r}; known are {', '.join(types)}")
-        values[name] = _typed(value, types[name], f"{path}: {name}")
-    # One source after the other, so that the sentence names the one that is wrong.
-    config = _built(kind, values, str(path))
+            raise ConfigError(f"{where}: unknown entry {name!r}; known are {', '.join(types)}")
+        if not _is_section(types[name]):
+            values[name] = _typed(value, types[name], f"{where}: {name}")
     for name, wanted in types.items():
-        variable = ENVIRONMENT_PREFIX + name.upper()
-        if variable in environment:
-            where = f"the environment variable {variable}"
-            values[name] = _parsed(environment[variable], wanted, where)
-            config = _built(kind, values, where)
-    given = {name: value for name, value in flags.items() if value is not None}
-    return kind(**values | given) if given else config
+        if _is_section(wanted):
+            table = content.get(name, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"{where}: {name} must be a table, not {table!r}; write [{name}]")
+            values[name] = _read(wanted, table, f"{where}: [{name}]", f"{prefix}{name.upper()}_", environment)
+    # One source after the other, so that the sentence names the one that is wrong.
+    config = _built(kind, values, where)
+    for name, wanted in types.items():
+        variable = prefix + name.upper()
+        if variable in environment and not _is_section(wanted):
+            source = f"the environment variable {variable}"
+            values[name] = _parsed(environment[variable], wanted, source)
+            config = _built(kind, values, source)
+    return config
+
+
+def _is_section(wanted: type[Any]) -> bool:
+    return dataclasses.is_dataclass(wanted)
 
 
 def _built(kind: type[_T], values: Mapping[str, Any], where: str) -> _T:

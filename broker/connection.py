@@ -16,6 +16,7 @@ What paho needs help with:
 import logging
 import queue
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -39,6 +40,9 @@ _MAX_IN_FLIGHT = 1_000
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 60.0
 _SHORTEST_WAIT_S = 0.05
+_STOP_S = 1.0
+"""Longest wait for the network thread's end. It may hang in a name's resolution or a connection's attempt for
+many seconds, or on a broker that takes nothing any more; then it ends with the process."""
 _HELD_S = 10.0
 """A connection that held so long begins the waits anew; two clients of one id end each other's sooner."""
 _PASSING_REFUSAL: Final = "Server unavailable"
@@ -164,9 +168,11 @@ class Connection:
         self._client.loop_start()
 
     def stop(self) -> None:
-        """Send what is queued, disconnect without the last will, and end the network thread."""
+        """Send what is queued, disconnect without the last will, end the network thread; a second at most."""
         self._client.disconnect()
-        self._client.loop_stop()
+        ending = threading.Thread(target=self._client.loop_stop, name="mqtt-end", daemon=True)
+        ending.start()
+        ending.join(_STOP_S)
         self.connected = False
 
     def subscribe(self, filters: list[Filter], *, qos: int = 1) -> None:

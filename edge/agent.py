@@ -9,7 +9,9 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version as package_version
+from pathlib import Path
 
 import numpy as np
 
@@ -19,8 +21,11 @@ from broker.protocol.chunks import CHUNK_BYTES, cut
 from broker.protocol.messages import Chunk, Delta, Head, Receipt, Status, decode, encode
 from broker.protocol.topics import Filter, FleetTopics, Topic
 from broker.protocol.versions import sha256
-from edge.config import DeviceConfig
+from edge.bulletin import Bulletin
+from edge.config import DeviceConfig, needs_restart
 from edge.download import Download, all_filters
+from edge.errand import Errand
+from edge.guards import Permission, Reading, permission, unknown_facts
 from edge.personal import Personal, make_update
 from edge.scorer import available_scorer_name
 from edge.session import (
@@ -35,7 +40,8 @@ from edge.session import (
     Train,
 )
 from edge.store import DeviceStore, Interacted, Model
-from trainer.local import local_pass
+from edge.surroundings import Surroundings
+from trainer.local import LocalResult, local_pass
 from trainer.params import Rows
 from trainer.sampling import NegativeSampler
 
@@ -58,10 +64,17 @@ class Agent:
         Told one sentence when something needs attention and one when that has passed.
     rng : numpy.random.Generator
         Draws negatives, batches and the jitter of check-ins.
+    root : Path
+        Where the guards find the machine's facts; see `edge.surroundings`.
     """
 
     def __init__(
-        self, config: DeviceConfig, store: DeviceStore, say: Callable[[str], None], rng: np.random.Generator
+        self,
+        config: DeviceConfig,
+        store: DeviceStore,
+        say: Callable[[str], None],
+        rng: np.random.Generator,
+        root: Path = Path("/"),
     ) -> None:
         self._config = config
         self._store = store
@@ -90,10 +103,20 @@ class Agent:
         self._look_at = 0.0
         self._broker_gone = False
         self._no_head_at: float | None = None
-        self._told: tuple[object, ...] = ()
+        self._bulletin = Bulletin(store)
+        self._surroundings = Surroundings(root)
+        self._reading = Reading()
+        self._permission = Permission()
+        self._look_again_at = 0.0
+        self._stop = threading.Event()
 
-    def run(self, stop: threading.Event) -> None:
+    def run(self, stop: threading.Event, each_round: Callable[[], None] = lambda: None) -> None:
         """Take part in the fleet until `stop` is set.
+
+        Parameters
+        ----------
+        each_round : callable
+            Called at least every second while the loop goes round, but not while a pass or a write lasts.
 
         Raises
         ------
@@ -102,21 +125,61 @@ class Agent:
         DiskFullError, CorruptError, NotWritableError, InUseError
             From the store; nothing that was stored is lost.
         """
+        self._stop = stop
+        self._look_at_guards(time.monotonic())
         self._connection.start()
         try:
             while not stop.is_set():
                 self._handle(self._next_event())
                 now = time.monotonic()
                 self._look_for_interactions(now)
+                self._look_at_guards(now)
                 self._carry_out(self._session.tick(now))
                 self._complain_without_head(now)
-                self._tell_status()
+                self._bulletin.tell(
+                    self._session,
+                    self._permission,
+                    self._look_again_at,
+                    unknown_facts(self._config.training, self._reading),
+                    now,
+                )
+                each_round()
             self._publish(
                 self._topics.status(self._config.device_id), self._status(online=False), retain=True
             )
         finally:
             self._connection.stop()
-            self._store.set_facts(activity="stopped", reason="")
+            self._bulletin.end()
+
+    @property
+    def state(self) -> str:
+        """What the device does and why, in a line."""
+        return self._bulletin.line
+
+    def reconfigure(self, config: DeviceConfig) -> list[str]:
+        """Take another configuration; give the names of settings that stay as they were until a restart."""
+        kept = needs_restart(self._config, config)
+        self._config = replace(self._config, scorer=config.scorer, training=config.training)
+        self._scorer = available_scorer_name() if config.scorer == "auto" else config.scorer
+        self._look_again_at = 0.0
+        return kept
+
+    def _look_at_guards(self, now: float) -> None:
+        """Let the session know what the machine allows."""
+        limits = self._config.training
+        new = None
+        if self._interacted is not None:
+            new = self._interacted.revision - self._session.progress.trained_revision
+        is_due = now >= self._look_again_at
+        if is_due:
+            self._reading = self._surroundings.read(time.time())
+        self._reading = replace(self._reading, new_interactions=new)
+        self._permission = permission(limits, self._reading)
+        if is_due:
+            self._look_again_at = now + self._permission.look_again_s
+        self._session.may_train = self._permission.train
+        self._session.may_transfer = self._permission.transfer
+        self._session.veto = self._permission.reason
 
     def _next_event(self) -> LinkEvent | None:
         now = time.monotonic()
@@ -234,6 +297,7 @@ class Agent:
         self._interacted = self._store.interacted()
         self._positives, self._sampler = self._trainable(self._interacted)
         n_known = self._positives.size if self._sampler is not None else 0
+        self._look_at_guards(now)
         self._carry_out(self._session.interactions_changed(self._interacted.revision, n_known, now))
 
     def _trainable(self, interacted: Interacted) -> tuple[Rows, NegativeSampler | None]:
@@ -280,15 +344,22 @@ class Agent:
             raise RuntimeError("the session wants a pass without a table or interactions")
         head = model.head
         before = self._personal or Personal.beginning(head.w, head.b)
-        with np.errstate(over="ignore", invalid="ignore"):  # a pass that diverges is forgotten below
-            result = local_pass(
-                model.table,
-                before.score_function,
-                self._positives,
-                sampler,
-                head.plan.hyperparameters,
-                self._rng,
-            )
+        positives = self._positives
+
+        def work() -> LocalResult:
+            with np.errstate(over="ignore", invalid="ignore"):  # a pass that diverges is forgotten below
+                return local_pass(
+                    model.table,
+                    before.score_function,
+                    positives,
+                    sampler,
+                    head.plan.hyperparameters,
+                    self._rng,
+                )
+
+        result = Errand(work).result(self._stop)
+        if result is None:  # told to stop; nothing of the pass is kept
+            return
         personal = Personal.of(result, head.plan.taste)
         update: tuple[int, bytes] | None = None
         try:
@@ -338,11 +409,3 @@ class Agent:
                 f"the broker has no model of a fleet named {self._config.fleet}; "
                 "check the fleet name, or start its aggregator; waiting"
             )
-
-    def _tell_status(self) -> None:
-        """Leave for ``edge-client status`` what has changed."""
-        session = self._session
-        told = (session.online, session.activity.value, session.reason, session.version)
-        if told != self._told:
-            self._told = told
-            self._store.set_facts(online=int(session.online), activity=told[1], reason=session.reason)

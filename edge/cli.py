@@ -236,6 +236,7 @@ def status(directory: Path, *, as_json: bool) -> None:
     Example:
       edge-client status --dir me --json
     """
+    from edge.bulletin import read_bulletin
     from edge.config import load_config, open_store
     from edge.scorer import available_scorer_name
 
@@ -249,9 +250,7 @@ def status(directory: Path, *, as_json: bool) -> None:
             "fleet": config.fleet,
             "broker": str(config.address),
             "running": running,
-            "online": running and bool(store.fact("online")),
-            "activity": store.fact("activity") if running else "stopped",
-            "reason": store.fact("reason") if running else "start is not running",
+            **read_bulletin(store, time.monotonic(), running=running),
             "version": None if head is None else head.version,
             "sha256": None if head is None else head.sha256.hex(),
             "items": None if head is None else head.rows,
@@ -270,7 +269,8 @@ def status(directory: Path, *, as_json: bool) -> None:
         return
     receipts = ", ".join(f"{count} {verdict}" for verdict, count in facts["receipts"].items()) or "none yet"
     shown = {name: "-" if value is None else value for name, value in facts.items()}
-    echo_facts(shown | {"receipts": receipts})
+    unknown = ", ".join(facts["unknown_facts"]) or "none"
+    echo_facts(shown | {"receipts": receipts, "unknown_facts": unknown})
 
 
 def main() -> None:

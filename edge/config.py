@@ -2,13 +2,13 @@
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
 from broker import configfile
 from broker.address import BrokerAddress
-from broker.configfile import option
+from broker.configfile import option, section
 from broker.errors import AlreadyInitialisedError
 from broker.protocol.topics import checked_id
 from broker.storage import (
@@ -18,12 +18,15 @@ from broker.storage import (
     require_initialised,
     write_atomically,
 )
+from edge.guards import Limits
 from edge.store import DeviceStore
 from trainer.errors import ParameterError
 
 CONFIG_NAME = "config.toml"
 DATABASE_NAME = "device.sqlite3"
 
+WHILE_RUNNING = frozenset({"scorer", "training"})
+"""What a running ``start`` takes from a changed file; the rest is who the device is, and its fleet."""
 SCORERS: tuple[Literal["auto", "tflite", "numpy"], ...] = ("auto", "tflite", "numpy")
 
 
@@ -41,6 +44,9 @@ class DeviceConfig:
     fleet: str = option("", "The fleet's name, as the aggregator has it.")
     broker: str = option("", "The MQTT broker: mqtt://[USER[:PASSWORD]@]HOST:PORT.")
     scorer: str = option("auto", "auto (TFLite where it is installed), tflite, or numpy.")
+    training: Limits = section(  # noqa: RUF009 - gives a field
+        Limits, "When to train. What cannot be read on this machine never forbids."
+    )
 
     def __post_init__(self) -> None:
         checked_id(self.device_id, "the device id")
@@ -58,6 +64,12 @@ class DeviceConfig:
     def scorer_choice(self) -> Literal["auto", "tflite", "numpy"]:
         """Which scorer is wanted."""
         return next(name for name in SCORERS if name == self.scorer)
+
+
+def needs_restart(before: DeviceConfig, after: DeviceConfig) -> list[str]:
+    """Name the settings that differ and that a running ``start`` cannot change."""
+    names = [field.name for field in fields(DeviceConfig) if field.name not in WHILE_RUNNING]
+    return [name for name in names if getattr(before, name) != getattr(after, name)]
 
 
 def initialise(path: Path, config: DeviceConfig) -> None:

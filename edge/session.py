@@ -173,6 +173,11 @@ class Session:
         self.progress = remembered.progress
         self.may_train = True
         """The owner's veto, for example on battery; everything but training goes on without it."""
+        self.may_transfer = True
+        """Whether tables and updates may travel; on a metered network they wait, and so do the passes that
+        make updates."""
+        self.veto = ""
+        """Why one of the two is forbidden, in the owner's words."""
         self.reason = ""
         """Why the device trains or does not, for people."""
         self._incarnation = remembered.incarnation
@@ -189,6 +194,7 @@ class Session:
         self._gives_up_at = 0.0
         self._check_in_at: float | None = None
         self._resend_at: float | None = None
+        self._held_back = False
         self._n_known = 0
         self._revision = remembered.progress.trained_revision
         self._check_in_s: float | None = None
@@ -227,6 +233,7 @@ class Session:
         fetching = self._fetching
         if (
             self.activity is Activity.FETCHING
+            and self.may_transfer
             and fetching is not None
             and (head.instance != fetching.instance or head.version >= fetching.version + 2)
         ):
@@ -290,12 +297,14 @@ class Session:
         """Time has passed: do what is due."""
         if self._resend_at is not None and now >= self._resend_at:
             return self._send(now)
+        if self._held_back and self.may_transfer:
+            return self._send(now)
         if self.activity is Activity.FETCHING and now >= self._gives_up_at:
             return self.table_failed(now)
         if self.activity is not Activity.IDLE:
             return []
         due = self._check_in_at is not None and now >= self._check_in_at
-        if due and self.online and self.head is not None and self._is_other(self.head):
+        if due and self.online and self.may_transfer and self.head is not None and self._is_other(self.head):
             return self._fetch(self.head, now)
         return self._consider_training(now, due=due)
 
@@ -315,6 +324,11 @@ class Session:
     def check_in_at(self) -> float | None:
         """When the next check-in is due; None before the first head."""
         return self._check_in_at
+
+    @property
+    def check_in_within_s(self) -> float:
+        """Longest time between two check-ins, as the newest receipt or plan says."""
+        return self._check_in_every_s() * 1.5
 
     # -- steps -------------------------------------------------------------------------------------
 
@@ -363,10 +377,14 @@ class Session:
             progress=self.progress,
             outbox_empty=self.outbox_seq is None,
             # Offline the newest version is not known: an update would be stale before it is sent.
-            check_in_due=due and self.online and self.head is not None,
+            check_in_due=due and self.online and self.head is not None and self.may_transfer,
             max_idle_passes=1 if self.head is None else self.head.plan.max_idle_passes,
         )
-        self.reason = decision.reason if self.may_train else "training is paused"
+        self.reason = decision.reason
+        if not self.may_train:
+            self.reason = self.veto or "training is paused"
+        elif not self.may_transfer and decision.kind is Pass.NONE:
+            self.reason = self.veto or "transfers are paused"
         if decision.kind is Pass.NONE or not self.may_train:
             if due:
                 self._schedule_check_in(now)
@@ -387,13 +405,20 @@ class Session:
         return [Train(self._last_seq + 1, progress)]
 
     def _send(self, now: float) -> list[Command]:
+        self._held_back = False
         if self.outbox_seq is None or not self.online:
+            return []
+        if not self.may_transfer:
+            self._held_back, self._resend_at = True, None
             return []
         self._resend_at = now + RESEND_S
         return [PublishUpdate(self.outbox_seq)]
 
     def _schedule_check_in(self, now: float) -> None:
+        self._check_in_at = now + self._check_in_every_s() * (0.5 + self._draw())
+
+    def _check_in_every_s(self) -> float:
         every = self._check_in_s
         if every is None:
             every = self.head.plan.check_in_s if self.head is not None else FETCH_RETRY_S
-        self._check_in_at = now + max(every, LEAST_CHECK_IN_S) * (0.5 + self._draw())
+        return max(every, LEAST_CHECK_IN_S)

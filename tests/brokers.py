@@ -74,6 +74,10 @@ class RunningBroker:
         kill_and_wait(self._pid())
         self.stop()
 
+    def signal(self, number: int) -> None:
+        """Send a signal, for example to let it hang."""
+        os.kill(self._pid(), number)
+
     def _pid(self) -> int:
         (found,) = [
             pid for pid in children_of(os.getpid()) if str(self.port) in command_of(pid) or self._owns(pid)

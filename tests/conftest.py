@@ -1,5 +1,6 @@
 """Fixtures that more than one folder of tests needs."""
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,8 @@ import pytest
 
 from tests.brokers import KINDS, RunningBroker
 
+# The machine that tests run on may be busy; what they wait for is trained all the same.
+os.environ["PFEDREC_TRAINING_MAX_LOAD_PER_CORE"] = "0"
 # A shell starts background jobs with Ctrl-C ignored, and children inherit that; the tests of Ctrl-C need it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

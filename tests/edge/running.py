@@ -19,6 +19,7 @@ from broker.protocol.messages import Head, Receipt, Status, Update, Verdict, dec
 from broker.protocol.topics import FleetTopics
 from edge.agent import Agent
 from edge.config import DeviceConfig, initialise, load_config, open_store
+from edge.guards import Limits
 from edge.store import DeviceStore
 from tests.brokers import PATIENCE_S, Peer, RunningBroker
 from tests.edge.builders import ITEM_KEYS, catalogue_chunks, table_chunks
@@ -38,7 +39,9 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 
 def a_directory(path: Path, fleet: str, broker: str, device_id: str = DEVICE) -> Path:
     """Set a device's directory up."""
-    initialise(path, DeviceConfig(device_id=device_id, fleet=fleet, broker=broker, scorer="numpy"))
+    training = Limits(max_load_per_core=0.0)  # the machine that tests run on may be busy
+    config = DeviceConfig(device_id=device_id, fleet=fleet, broker=broker, scorer="numpy", training=training)
+    initialise(path, config)
     return path
 
 
@@ -64,8 +67,11 @@ def told(directory: Path, name: str) -> Any:
 class RunningAgent:
     """An agent in a thread. What ends it is raised where the block ends."""
 
-    def __init__(self, directory: Path, seed: int = 1) -> None:
+    def __init__(self, directory: Path, seed: int = 1, root: Path = Path("/"), **environment: str) -> None:
         self.sentences: list[str] = []
+        self.agent: Agent | None = None
+        self._root = root
+        self._environment = environment
         self._directory = directory
         self._seed = seed
         self._stop = threading.Event()
@@ -88,9 +94,10 @@ class RunningAgent:
     def _run(self) -> None:
         try:
             with looking_at(self._directory) as store:
-                config = load_config(self._directory, {})
+                config = load_config(self._directory, self._environment)
                 rng = np.random.default_rng(self._seed)
-                Agent(config, store, self.sentences.append, rng).run(self._stop)
+                self.agent = Agent(config, store, self.sentences.append, rng, self._root)
+                self.agent.run(self._stop)
         except BaseException as error:  # noqa: BLE001 - handed over to the test's thread
             self._failure = error
 
@@ -184,6 +191,11 @@ class RunningCommand:
         assert self._process.stderr is not None
         for line in self._process.stderr:
             self._incoming.put(line.rstrip("\n"))
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._process.pid
 
     def hear(self, words: str) -> None:
         """Wait until a line has these words."""

@@ -4,6 +4,7 @@ import logging
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -21,6 +22,7 @@ from broker.protocol.encodings import ENCODINGS
 from broker.protocol.messages import Chunk, Update, decode, encode
 from broker.protocol.topics import FleetTopics
 from broker.protocol.versions import sha256, table_bytes
+from edge.config import load_config
 from tests.brokers import HOST, PATIENCE_S, Peer, RunningBroker
 from tests.edge.builders import (
     DIM,
@@ -434,6 +436,64 @@ def test_agent_tells_its_status_with_a_number_that_grows(
     assert len({status.incarnation for status in seen}) == 1
     assert [status.version for status in seen] == [None, 4, 4, 4]
     assert {status.scorer for status in seen} == {"numpy"}
+
+
+# -- guards ----------------------------------------------------------------------------------------
+
+
+def a_machine(root: Path, **files: str) -> Path:
+    """Give a machine that has a battery."""
+    supply = root / "sys/class/power_supply/BAT0"
+    supply.mkdir(parents=True, exist_ok=True)
+    for name, content in ({"type": "Battery", "status": "Charging", "capacity": "50"} | files).items():
+        (supply / name).write_text(content)
+    return root
+
+
+def test_agent_on_battery_does_not_train_until_it_is_plugged_in(
+    directory: Path, aggregator: PlayedAggregator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fetches all the same, says why it does not train, when it looks next, and what it cannot see."""
+    monkeypatch.setattr("edge.guards.LOOK_S", 0.1)
+    record(directory, "bread")
+    aggregator.publish(a_head(plan=QUICK), a_table())
+    root = a_machine(tmp_path / "machine", status="Discharging")
+    with RunningAgent(directory, root=root) as running:
+        wait_until(lambda: version_of(directory) == 0, "the first table")
+        wait_until(lambda: told(directory, "reason") == "on battery, below 80 %", "the reason")
+        assert 0.0 < told(directory, "look_at") - time.monotonic() <= 60.0
+        assert told(directory, "unknown_facts") == "temperature, free memory, metered network"
+        with looking_at(directory) as store:
+            assert store.personal() is None
+        a_machine(root)
+        assert running.agent is not None
+        running.agent.reconfigure(load_config(directory, {}))
+        assert aggregator.next_update().seq == 1
+        wait_until(lambda: told(directory, "look_at") is None, "that nothing objects any more")
+
+
+def test_agent_on_a_metered_network_learns_without_sending(
+    directory: Path, aggregator: PlayedAggregator
+) -> None:
+    """Once its owner says that it costs nothing, tables and updates travel."""
+    metered = "PFEDREC_TRAINING_METERED"
+    with looking_at(directory) as store:
+        store.replace_model(a_head(plan=QUICK), a_table(), ITEM_KEYS)
+        store.record([("bread", 1.0)])
+    aggregator.publish(a_head(1, plan=QUICK), a_table())
+    with RunningAgent(directory, **{metered: "yes"}) as running:
+        wait_until(lambda: "the network is metered" in str(told(directory, "reason")), "the reason")
+
+        def has_learnt() -> bool:
+            with looking_at(directory) as store:
+                assert (store.remembered().version, store.outbox_size()) == (0, 0)
+                return store.personal() is not None
+
+        wait_until(has_learnt, "a local pass")
+        changed = load_config(directory, {metered: "no", "PFEDREC_FLEET": "b"})
+        assert running.agent is not None
+        assert running.agent.reconfigure(changed) == ["fleet"]
+        assert aggregator.next_update().base_version == 1
 
 
 # -- against a real aggregator ---------------------------------------------------------------------

@@ -4,6 +4,7 @@ import stat
 import tomllib
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,16 @@ from broker.errors import (
     NotWritableError,
     PFedRecError,
 )
-from edge.config import CONFIG_NAME, DATABASE_NAME, DeviceConfig, initialise, load_config, open_store
+from edge.config import (
+    CONFIG_NAME,
+    DATABASE_NAME,
+    DeviceConfig,
+    initialise,
+    load_config,
+    needs_restart,
+    open_store,
+)
+from edge.guards import Limits
 from edge.store import DeviceStore
 from tests.edge.old_database import dump
 from trainer.errors import ParameterError
@@ -151,6 +161,10 @@ def test_load_config_takes_the_environment_before_the_file_and_flags_before_both
         (b'device_id = "a"\nfleet = "b"\nbroker = "mqtt://c"\nscore = "numpy"\n', "unknown entry 'score'"),
         (b'device_id = 1\nfleet = "b"\nbroker = "mqtt://c"\n', "device_id must be text, not 1"),
         (b'device_id = "a b"\nfleet = "b"\nbroker = "mqtt://c"\n', "the device id 'a b'"),
+        (b'training = "never"\n', r"training must be a table, not 'never'; write \[training\]"),
+        (b'[training]\nquiet = "07:00"\n', r"\[training\]: unknown entry 'quiet'; known are quiet_hours"),
+        (b'[training]\nquiet_hours = "7"\n', r"\[training\]: quiet_hours has '7'; write spans as"),
+        (b'[training]\nmax_load_per_core = "4"\n', r"\[training\]: max_load_per_core must be a number"),
     ],
 )
 def test_load_config_of_broken_file_names_it(directory: Path, content: bytes, sentence: str) -> None:
@@ -160,6 +174,26 @@ def test_load_config_of_broken_file_names_it(directory: Path, content: bytes, se
     with pytest.raises(ConfigError, match=sentence) as refusal:
         load_config(directory, {})
     assert str(path) in str(refusal.value)
+
+
+def test_load_config_of_section_takes_what_is_given_and_defaults_for_the_rest(directory: Path) -> None:
+    """The file of an earlier release has no such table; a variable wins over the file here, too."""
+    path = directory / CONFIG_NAME
+    settings = path.read_text().split("# When to train")[0]
+    path.write_text(settings)
+    assert load_config(directory, {}).training == Limits()
+    path.write_text(f'{settings}\n[training]\nquiet_hours = "22:00-06:00"\nmax_load_per_core = 2\n')
+    found = load_config(directory, {"PFEDREC_TRAINING_MAX_LOAD_PER_CORE": "1.5"}).training
+    assert found == Limits(quiet_hours="22:00-06:00", max_load_per_core=1.5)
+    with pytest.raises(ConfigError, match="PFEDREC_TRAINING_METERED: metered is 'maybe'"):
+        load_config(directory, {"PFEDREC_TRAINING_METERED": "maybe"})
+
+
+def test_needs_restart_names_what_a_running_device_cannot_change() -> None:
+    """When it trains, and with which scorer, it can."""
+    before = a_config()
+    assert needs_restart(before, a_config(scorer="numpy", training=Limits(quiet_hours="1:00-2:00"))) == []
+    assert needs_restart(before, a_config(fleet="b", broker="mqtt://c")) == ["fleet", "broker"]
 
 
 def test_load_config_with_bad_variable_is_refused(directory: Path) -> None:
@@ -173,7 +207,7 @@ def test_config_survives_its_file(tmp_path: Path) -> None:
     config = a_config(broker='mqtt://a"b:c\\d@10.0.0.2')
     initialise(tmp_path, config)
     content = tomllib.loads((tmp_path / CONFIG_NAME).read_text())
-    assert content == vars(config)
+    assert content == asdict(config)
     assert load_config(tmp_path, {}) == config
 
 

@@ -659,6 +659,56 @@ def test_veto_leaves_everything_but_training() -> None:
     assert [type(command) for command in session.tick(NOW + 400)] == [Train]
 
 
+def test_metered_network_holds_back_tables_and_updates_and_nothing_else() -> None:
+    """New interactions shape the personal model; what waits is sent when the network is another one."""
+    session = waiting()
+    session.may_transfer, session.veto = False, "the network is metered"
+    [train] = interactions(session, 1)
+    assert isinstance(train, Train)
+    assert train.seq is None
+    assert session.training_done(train, NOW) == []
+    assert session.tick(NOW + RESEND_S) == []
+    assert session.tick(NOW + 5 * RESEND_S) == []
+    session.head_received(a_head(1), NOW + 200)
+    assert session.tick(NOW + 400) == []
+    assert doing(session) is Activity.IDLE
+    assert session.reason == "the network is metered"
+    session.lost()
+    assert PublishUpdate(1) not in session.connected(NOW + 500)
+    session.head_received(a_head(1), NOW + 500)
+    session.may_transfer = True
+    assert session.tick(NOW + 501) == [PublishUpdate(1)]
+    assert [type(command) for command in session.tick(NOW + 530)] == [Fetch]
+
+
+def test_metered_network_makes_no_update() -> None:
+    """A pass that would contribute is made once the network is another one."""
+    session = idle()
+    session.may_transfer = False
+    [train] = interactions(session, 1)
+    assert isinstance(train, Train)
+    assert train.seq is None
+    session.training_done(train, NOW)
+    assert session.tick(NOW + 400) == []
+    assert session.reason == "transfers are paused"
+    session.may_transfer = True
+    [train] = session.tick(NOW + 800)
+    assert isinstance(train, Train)
+    assert train.seq == 1
+
+
+def test_metered_network_does_not_begin_a_download_anew() -> None:
+    """One that a newer head has overtaken is given up."""
+    session = a_session()
+    session.connected(NOW)
+    session.head_received(a_head(1), NOW)
+    assert doing(session) is Activity.FETCHING
+    session.may_transfer = False
+    assert session.head_received(a_head(5), NOW) == []
+    session.tick(NOW + FETCH_TIMEOUT_S)
+    assert doing(session) is Activity.IDLE
+
+
 # -- any order of events ---------------------------------------------------------------------------
 
 
