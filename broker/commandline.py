@@ -21,6 +21,7 @@ import click
 
 from broker.errors import MissingExtraError, PFedRecError
 from broker.exit_codes import ExitCode, exit_code_of
+from broker.journal import ERROR, NOTICE, marked
 from broker.protocol.topics import checked_id
 from broker.storage import os_failure
 from trainer.errors import ParameterError
@@ -104,7 +105,7 @@ def _give_up_output() -> None:
 
 
 def _say(prog: str, sentence: str, code: ExitCode) -> ExitCode:
-    click.echo(f"{prog}: {sentence}", err=True)
+    click.echo(marked(f"{prog}: {sentence}", ERROR), err=True)
     return code
 
 
@@ -224,4 +225,4 @@ def echo_facts(facts: Mapping[str, object]) -> None:
 
 def say(sentence: str) -> None:
     """Tell the user something that is not a result: on stderr."""
-    click.echo(sentence, err=True)
+    click.echo(marked(sentence, NOTICE), err=True)

@@ -5,10 +5,8 @@ import os
 # Before numpy is loaded: a thread pool costs a small board memory and gains nothing here.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-import logging
+import re
 import secrets
-import signal
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -73,6 +71,7 @@ def start(directory: Path, broker: str | None, seed: int | None, *, verbose: boo
     """Train, and take part in the fleet's rounds, until SIGTERM or Ctrl-C.
 
     A broker that is away is waited for. Interactions recorded meanwhile are noticed within a second.
+    SIGHUP: read config.toml again.
 
     \b
     Example:
@@ -80,23 +79,25 @@ def start(directory: Path, broker: str | None, seed: int | None, *, verbose: boo
     """
     import numpy as np
 
+    from broker.journal import set_up_logging
     from edge.agent import Agent
     from edge.config import load_config, open_store
+    from edge.service import Service
+    from edge.supervisor import Supervisor
 
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
-    )
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    set_up_logging(verbose=verbose)
+    service = Service(Supervisor(), lambda: load_config(directory, os.environ, broker=broker), say)
+    service.listen()
     config = load_config(directory, os.environ, broker=broker)
     with exclusive(directory):
         store = open_store(directory)
         try:
             rng = np.random.default_rng(secrets.randbits(128) if seed is None else seed)
             say(f"device {config.device_id} of fleet {config.fleet}, broker {config.address}")
-            Agent(config, store, say, rng).run(stop)
+            agent = Agent(config, store, say, rng)
+            agent.run(service.stop, lambda: service.each_round(agent))
         finally:
+            service.end()
             store.close()
     say("stopped")
 
@@ -273,6 +274,63 @@ def status(directory: Path, *, as_json: bool) -> None:
     echo_facts(shown | {"receipts": receipts, "unknown_facts": unknown})
 
 
+@cli.command("install-service")
+@_DIRECTORY
+@click.option("--user", help="Who runs it.  [default: a user of its own, made by systemd]")
+@click.option("--name", default="pfedrec-edge", show_default=True, help="Of the service.")
+@click.option(
+    "--unit-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where the unit is written.  [default: /etc/systemd/system]",
+)
+@click.option("--print", "only_print", is_flag=True, help="Write the unit to stdout, and nothing else.")
+@click.option("--uninstall", is_flag=True, help="Remove the unit; the directory stays.")
+def install_service(
+    directory: Path, user: str | None, name: str, unit_dir: Path | None, *, only_print: bool, uninstall: bool
+) -> None:
+    """Write a systemd unit that runs `start`: watched over, restarted, and allowed little.
+
+    By default systemd makes a user for it; the directory then is directly below /var/lib.
+
+    \b
+    Example:
+      edge-client install-service --dir me --user pi
+      edge-client install-service --dir /var/lib/pfedrec-edge
+    """
+    from edge import unit
+    from edge.config import load_config
+
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
+        raise click.UsageError(
+            f"{name!r} is no name of a service; letters, digits, '_', '.' and '-' make one"
+        )
+    if user is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}", user):
+        raise click.UsageError(f"{user!r} is no name of a user")
+    path = (unit_dir or unit.UNIT_DIRECTORY) / f"{name}.service"
+    if uninstall:
+        unit.uninstall(path)
+        say(f"{path} is removed; end the service with: systemctl stop {name}; systemctl daemon-reload")
+        return
+    config = load_config(directory, os.environ)
+    made = unit.Unit(
+        directory=directory.absolute(),
+        device_id=config.device_id,
+        fleet=config.fleet,
+        user=user,
+        python=unit.interpreter(),
+    )
+    if only_print:
+        unit.require_fit(made)
+        click.echo(made.text(), nl=False)
+        return
+    unit.install(made, path)
+    say(f"{path} is written; start it with: systemctl daemon-reload && systemctl enable --now {name}")
+
+
 def main() -> None:
     """Run ``edge-client``."""
     run(cli, "edge-client")
+
+
+if __name__ == "__main__":  # the unit's way: python -m finds the package without a path to a script
+    main()

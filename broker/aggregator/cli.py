@@ -1,6 +1,5 @@
 """``edge-aggregator``: set up, run and look at a fleet's aggregator."""
 
-import logging
 import os
 import signal
 import threading
@@ -112,10 +111,9 @@ def start(directory: Path, broker: str | None, port: int | None, *, verbose: boo
     """
     from broker.aggregator.directory import BROKER_NAME, load_config, open_store
     from broker.aggregator.service import AggregatorService
+    from broker.journal import set_up_logging
 
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
-    )
+    set_up_logging(verbose=verbose)
     stop = _stop_on_signals()
     config = load_config(directory, os.environ, broker=broker, port=port)
     with exclusive(directory):

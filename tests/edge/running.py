@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import numpy as np
 
@@ -173,12 +173,14 @@ class PlayedAggregator:
 class RunningCommand:
     """One of the project's commands as a process; its lines on stderr are kept in a queue."""
 
-    def __init__(self, program: str, *arguments: str, **environment: str) -> None:
+    def __init__(
+        self, program: str, *arguments: str, stderr: IO[bytes] | None = None, **environment: str
+    ) -> None:
         module = {"edge-client": "edge.cli", "edge-aggregator": "broker.aggregator.cli"}[program]
         self._process = subprocess.Popen(
             [sys.executable, "-c", f"from {module} import main; main()", *arguments],
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            stderr=subprocess.PIPE if stderr is None else stderr,
             text=True,
             env=os.environ | environment,
         )
@@ -188,8 +190,7 @@ class RunningCommand:
         self._reader.start()
 
     def _read(self) -> None:
-        assert self._process.stderr is not None
-        for line in self._process.stderr:
+        for line in self._process.stderr or ():
             self._incoming.put(line.rstrip("\n"))
 
     @property
@@ -205,6 +206,10 @@ class RunningCommand:
             except queue.Empty:
                 raise AssertionError(f"no line with {words!r}, only {self.lines}") from None
         self.lines = [line for line in self.lines if words not in line]
+
+    def send(self, number: int) -> None:
+        """Send a signal."""
+        self._process.send_signal(number)
 
     def end(self, number: int = signal.SIGTERM, within_s: float = PATIENCE_S) -> int:
         """Send a signal and wait; give the exit code."""

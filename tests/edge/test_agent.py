@@ -476,12 +476,11 @@ def test_agent_on_a_metered_network_learns_without_sending(
     directory: Path, aggregator: PlayedAggregator
 ) -> None:
     """Once its owner says that it costs nothing, tables and updates travel."""
-    metered = "PFEDREC_TRAINING_METERED"
     with looking_at(directory) as store:
         store.replace_model(a_head(plan=QUICK), a_table(), ITEM_KEYS)
         store.record([("bread", 1.0)])
     aggregator.publish(a_head(1, plan=QUICK), a_table())
-    with RunningAgent(directory, **{metered: "yes"}) as running:
+    with RunningAgent(directory, PFEDREC_TRAINING_METERED="yes") as running:
         wait_until(lambda: "the network is metered" in str(told(directory, "reason")), "the reason")
 
         def has_learnt() -> bool:
@@ -490,7 +489,7 @@ def test_agent_on_a_metered_network_learns_without_sending(
                 return store.personal() is not None
 
         wait_until(has_learnt, "a local pass")
-        changed = load_config(directory, {metered: "no", "PFEDREC_FLEET": "b"})
+        changed = load_config(directory, {"PFEDREC_TRAINING_METERED": "no", "PFEDREC_FLEET": "b"})
         assert running.agent is not None
         assert running.agent.reconfigure(changed) == ["fleet"]
         assert aggregator.next_update().base_version == 1
