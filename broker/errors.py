@@ -26,6 +26,7 @@
     │   ├── FleetMismatchError          the two ends do not belong together
     │   └── BrokerStartError            a broker of our own that does not run
     ├── TimedOutError                 a bounded wait that ended
+    ├── AttentionError                an examination that found something to be done
     ├── WorkerDiedError               a process of our own that ended by itself
     └── MissingExtraError             a part of the package that is not installed
 """
@@ -34,6 +35,7 @@ from trainer.errors import DataError, DataFormatError, DataTooSmallError, Parame
 
 __all__ = [
     "AlreadyInitialisedError",
+    "AttentionError",
     "BrokerStartError",
     "ConfigError",
     "CorruptError",
@@ -166,6 +168,10 @@ class BrokerStartError(LinkError):
 
 class TimedOutError(PFedRecError):
     """Something bounded did not finish in its time."""
+
+
+class AttentionError(PFedRecError):
+    """An examination was made, and something must be done."""
 
 
 class WorkerDiedError(PFedRecError):

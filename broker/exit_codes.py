@@ -50,6 +50,8 @@ class ExitCode(IntEnum):
 
     MISSING_EXTRA = 40, "A part of the package is not installed; the sentence names the command."
 
+    ATTENTION = 50, "An examination found something that must be done."
+
     INTERRUPTED = 130, "Stopped by Ctrl-C."
     TERMINATED = 143, "Stopped by SIGTERM; a service that is told to stop ends with 0."
 
@@ -81,6 +83,7 @@ EXIT_CODE_OF: dict[type[errors.PFedRecError], ExitCode] = {
     errors.TimedOutError: ExitCode.TIMED_OUT,
     errors.WorkerDiedError: ExitCode.WORKER_DIED,
     errors.MissingExtraError: ExitCode.MISSING_EXTRA,
+    errors.AttentionError: ExitCode.ATTENTION,
     errors.PFedRecError: ExitCode.UNEXPECTED,
 }
 """The nearest class among an error's ancestors decides."""

@@ -51,6 +51,8 @@ _LOOK_S = 1.0
 """Between looks for interactions that another process has recorded."""
 _STOP_S = 0.25
 """Longest wait for an event: bounds how long a stop request goes unnoticed."""
+_LONGEST_PASS_S = 1800.0
+"""A pass that lasts longer hangs; then nobody is told any more that the loop goes round."""
 _NO_HEAD_S = 15.0
 """With a broker but no head for this long, the fleet's name is probably wrong."""
 
@@ -109,6 +111,7 @@ class Agent:
         self._permission = Permission()
         self._look_again_at = 0.0
         self._stop = threading.Event()
+        self._each_round: Callable[[], None] = lambda: None
 
     def run(self, stop: threading.Event, each_round: Callable[[], None] = lambda: None) -> None:
         """Take part in the fleet until `stop` is set.
@@ -116,7 +119,8 @@ class Agent:
         Parameters
         ----------
         each_round : callable
-            Called at least every second while the loop goes round, but not while a pass or a write lasts.
+            Called at least every second while the loop goes round, and in the first half hour of a pass; not
+            while a write lasts.
 
         Raises
         ------
@@ -125,7 +129,7 @@ class Agent:
         DiskFullError, CorruptError, NotWritableError, InUseError
             From the store; nothing that was stored is lost.
         """
-        self._stop = stop
+        self._stop, self._each_round = stop, each_round
         self._look_at_guards(time.monotonic())
         self._connection.start()
         try:
@@ -357,7 +361,13 @@ class Agent:
                     self._rng,
                 )
 
-        result = Errand(work).result(self._stop)
+        too_long_at = time.monotonic() + _LONGEST_PASS_S
+
+        def meanwhile() -> None:
+            if time.monotonic() < too_long_at:
+                self._each_round()
+
+        result = Errand(work).result(self._stop, meanwhile)
         if result is None:  # told to stop; nothing of the pass is kept
             return
         personal = Personal.of(result, head.plan.taste)

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from broker.commandline import Identifier, echo_facts, echo_json, run, say
-from broker.errors import UnknownItemError
+from broker.errors import AttentionError, UnknownItemError
 from broker.storage import exclusive, is_in_use, read_file
 
 _DIRECTORY = click.option(
@@ -272,6 +272,37 @@ def status(directory: Path, *, as_json: bool) -> None:
     shown = {name: "-" if value is None else value for name, value in facts.items()}
     unknown = ", ".join(facts["unknown_facts"]) or "none"
     echo_facts(shown | {"receipts": receipts, "unknown_facts": unknown})
+
+
+@cli.command()
+@_DIRECTORY
+@_JSON
+def doctor(directory: Path, *, as_json: bool) -> None:
+    """Look for what keeps the device from working well, and say what to do about it.
+
+    Ends with 0 when nothing must be done, and with 50 when something must.
+
+    \b
+    Example:
+      edge-client doctor --dir me
+    """
+    from dataclasses import asdict
+
+    from edge.doctor import examine
+    from edge.findings import Level
+    from edge.surroundings import Surroundings
+
+    found = examine(directory, os.environ, Surroundings(), time.time())
+    problems = [each.check for each in found if each.level is Level.PROBLEM]
+    if as_json:
+        echo_json({"ok": not problems, "findings": [asdict(each) for each in found]})
+    else:
+        for each in found:
+            click.echo(f"{each.level:<9}  {each.check:<12}  {each.found}")
+            if each.remedy:
+                click.echo(f"{'':<9}  {'':<12}  do: {each.remedy}")
+    if problems:
+        raise AttentionError(f"something must be done about: {', '.join(problems)}")
 
 
 @cli.command("install-service")

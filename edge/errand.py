@@ -27,11 +27,15 @@ class Errand(Generic[_T]):
         except BaseException as error:  # noqa: BLE001 - raised where the result is wanted
             self._failure = error
 
-    def result(self, stop: threading.Event) -> _T | None:
-        """Wait for the work's result, and raise what it raised; None when `stop` is set before."""
+    def result(self, stop: threading.Event, meanwhile: Callable[[], None] = lambda: None) -> _T | None:
+        """Wait for the work's result, and raise what it raised; None when `stop` is set before.
+
+        `meanwhile` is called about ten times a second.
+        """
         while self._thread.is_alive():
             if stop.is_set():
                 return None
+            meanwhile()
             self._thread.join(_LISTEN_S)
         if self._failure is not None:
             raise self._failure

@@ -194,6 +194,10 @@ class DeviceStore:
             total=total,
         )
 
+    def newest_interaction_at(self) -> float | None:
+        """Give the latest time of an interaction, in seconds since the epoch."""
+        return self._rows("SELECT max(at) FROM interactions")[0][0]  # type: ignore[no-any-return]
+
     # -- model -------------------------------------------------------------------------------------
 
     def replace_model(self, head: Head, table: Floats, item_keys: Sequence[str] | None) -> None:

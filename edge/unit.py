@@ -9,6 +9,7 @@ calls. ``/proc`` and ``/sys`` stay readable: the guards look there.
 """
 
 import os
+import pwd
 import stat
 import sys
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ UNIT_DIRECTORY = Path("/etc/systemd/system")
 NAME = "pfedrec-edge"
 MARK = "# Written by edge-client install-service; it is written anew by the next call."
 WATCHDOG_S = 120
-"""Longer than the longest single step of the loop: a pass on a small board, a wait for a locked database."""
+"""Longer than the longest step of the loop without a sign of life: a wait for a locked database."""
 
 _STATE = Path("/var/lib")
 _FINAL = (
@@ -112,6 +113,9 @@ class Unit:
             "RestartSec=30",
             f"RestartPreventExitStatus={' '.join(str(int(code)) for code in _FINAL)}",
             "Nice=10",
+            "SyslogIdentifier=%N",
+            # A core dump of a device that hung would hold its user's interactions.
+            "LimitCORE=0",
             "OOMScoreAdjust=300",
             *who,
             *self._hiding(),
@@ -169,6 +173,8 @@ def install(unit: Unit, path: Path) -> None:
     InputError, AlreadyInitialisedError, DiskFullError, NotWritableError
     """
     require_fit(unit)
+    if unit.user is not None:
+        _require_owner(unit.directory, unit.user)
     if path.exists():
         _require_ours(path)
     write_atomically(path, unit.text().encode())
@@ -186,6 +192,18 @@ def uninstall(path: Path) -> None:
     _require_ours(path)
     with named_failures(path):
         path.unlink()
+
+
+def _require_owner(directory: Path, user: str) -> None:
+    try:
+        uid = pwd.getpwnam(user).pw_uid
+    except KeyError:
+        raise InputError(f"this machine has no user {user}; make one with: useradd --system {user}") from None
+    if directory.stat().st_uid != uid:
+        raise InputError(
+            f"{directory} does not belong to {user}, who could not write in it; "
+            f"hand it over with: chown -R {user}: {directory}"
+        )
 
 
 def _require_ours(path: Path) -> None:

@@ -52,6 +52,11 @@ class Manager:
                 return message
             seen.append(message)
 
+    def forget(self) -> None:
+        """Drop what has come so far."""
+        while not self.is_silent_for(0.001):
+            pass
+
     def is_silent_for(self, span_s: float) -> bool:
         """Tell whether nothing comes for a while."""
         self._socket.settimeout(span_s)

@@ -1,0 +1,188 @@
+"""What ``edge-client doctor`` makes of a device's facts: a finding for each, and what to do about it.
+
+Nothing here reads anything; `edge.doctor` does. A fact that is None is unknown, and no reason to worry.
+"""
+
+import math
+import re
+import time
+from dataclasses import dataclass
+from enum import StrEnum
+
+from edge.guards import Limits
+from edge.probe import Answer
+
+EARLIEST = 1_704_067_200.0
+"""2024-01-01, in seconds since the epoch: a clock before this release was never set."""
+_LATEST = 4_102_444_800.0
+"""2100-01-01."""
+_CLOCK_TOLERANCE_S = 120.0
+_LEAST_SQLITE = (3, 24)
+"""The first that knows ON CONFLICT DO UPDATE."""
+_LEAST_FREE_DISK_MB = 20.0
+_GOOD_FREE_DISK_MB = 200.0
+_COPIES = 4
+"""Of the table that a download and a pass hold at once."""
+_SLOW_MS = 500.0
+
+
+class Level(StrEnum):
+    """How much a finding matters."""
+
+    OK = "ok"
+    UNCHECKED = "unchecked"
+    NOTE = "note"
+    PROBLEM = "problem"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """One check: what was found, and what to do about it (empty: nothing)."""
+
+    check: str
+    level: Level
+    found: str
+    remedy: str = ""
+
+
+def ok(check: str, found: str) -> Finding:
+    """Give a finding that asks for nothing."""
+    return Finding(check=check, level=Level.OK, found=found)
+
+
+def unchecked(check: str, found: str) -> Finding:
+    """Give a finding about what could not be looked at."""
+    return Finding(check=check, level=Level.UNCHECKED, found=found)
+
+
+def note(check: str, found: str, remedy: str) -> Finding:
+    """Give a finding that may be left as it is."""
+    return Finding(check=check, level=Level.NOTE, found=found, remedy=remedy)
+
+
+def problem(check: str, found: str, remedy: str) -> Finding:
+    """Give a finding that something must be done about."""
+    return Finding(check=check, level=Level.PROBLEM, found=found, remedy=remedy)
+
+
+def versions(installed: dict[str, str | None]) -> Finding:
+    """Judge the versions by name; None: not installed. SQLite's is the only one that nothing else bounds."""
+    shown = ", ".join(f"{name} {version}" for name, version in installed.items() if version is not None)
+    missing = [name for name, version in installed.items() if version is None]
+    if missing:
+        return problem(
+            "versions", f"{shown}; not installed: {', '.join(missing)}", "install pfedrec-edge again"
+        )
+    numbers = tuple(int(part) for part in re.findall(r"\d+", installed.get("SQLite") or "")[:2])
+    if numbers and numbers < _LEAST_SQLITE:
+        least = ".".join(map(str, _LEAST_SQLITE))
+        return problem("versions", shown, f"use a Python whose SQLite is {least} or later")
+    return ok("versions", shown)
+
+
+def clock(now: float, newest_interaction_at: float | None, *, synchronised: bool | None) -> Finding:
+    """Judge the time of day, in seconds since the epoch."""
+    shown = time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(now))
+    remedy = "set the clock (timedatectl set-time), and let NTP keep it (timedatectl set-ntp true)"
+    if not EARLIEST <= now < _LATEST:
+        return problem("clock", f"{shown} is not today", remedy)
+    behind_s = 0.0 if newest_interaction_at is None else newest_interaction_at - now
+    if behind_s > _CLOCK_TOLERANCE_S:
+        found = f"{shown} is {_span(behind_s)} behind the newest recorded interaction"
+        return problem("clock", found, f"{remedy}; if the interaction's time is wrong, wait or ignore this")
+    if synchronised is False:
+        return note("clock", f"{shown}, not synchronised yet", "let NTP reach its server, or set-ntp true")
+    return ok("clock", f"{shown}, {'synchronised' if synchronised else 'NTP unknown'}")
+
+
+def disk(free_mb: float, database_mb: float) -> Finding:
+    """Judge the free space of the directory's file system: a new table is written beside the old."""
+    found = f"{free_mb:.0f} MB free, the database has {database_mb:.1f} MB"
+    remedy = "free some space, for example old logs (journalctl --vacuum-size=50M)"
+    if free_mb < max(_LEAST_FREE_DISK_MB, 2.0 * database_mb):
+        return problem("disk", found, remedy)
+    if free_mb < _GOOD_FREE_DISK_MB:
+        return note("disk", found, remedy)
+    return ok("disk", found)
+
+
+def memory(free_mb: float | None, table_mb: float, limits: Limits) -> Finding:
+    """Judge the memory that is available against what a pass holds, and against the owner's own limit."""
+    if free_mb is None:
+        return unchecked("memory", "the machine does not tell")
+    found = f"{free_mb:.0f} MB available, the table has {table_mb:.1f} MB"
+    if free_mb < _COPIES * table_mb:
+        return problem("memory", found, f"a pass needs {_COPIES} times the table; end other programs")
+    if free_mb < limits.min_free_memory_mb:
+        remedy = f"end other programs, or lower min_free_memory_mb ({limits.min_free_memory_mb} now)"
+        return note("memory", f"{found}; passes wait", remedy)
+    return ok("memory", found)
+
+
+def broker(answer: Answer) -> Finding:
+    """Judge what came of the attempt to connect."""
+    remedy = {
+        "refuses": "correct user name and password in config.toml (broker), or let the broker allow it",
+        "busy": "wait, and look into the broker's log",
+        "closed": "start the broker, or correct the port in config.toml (broker)",
+        "unreachable": "check cable, WLAN, firewall, and the address in config.toml (broker)",
+        "unnamed": "check the name in config.toml (broker), and the name server",
+        "silent": "check the port in config.toml (broker), or restart the broker, which may hang",
+        "foreign": "correct the port in config.toml (broker); TLS ports are not spoken to",
+    }.get(answer.outcome)
+    return ok("broker", answer.reason) if remedy is None else problem("broker", answer.reason, remedy)
+
+
+def certificates() -> Finding:
+    """Judge the dates of certificates. Here they will be, once connections can be made with TLS."""
+    return unchecked("certificates", "this version connects without TLS")
+
+
+def scorer(name: str, milliseconds: float, n_items: int) -> Finding:
+    """Judge how long the whole catalogue takes to be scored once."""
+    found = f"{name} scores {n_items} items in {milliseconds:.3g} ms"
+    if not math.isfinite(milliseconds) or milliseconds > _SLOW_MS:
+        return note("scorer", found, "try the other scorer in config.toml; see whether the machine is busy")
+    return ok("scorer", found)
+
+
+def permissions(
+    directory: str, unwritable: list[str], strangers: list[str], owner: str, config_mode: int, *, secret: bool
+) -> Finding:
+    """Judge who may write what.
+
+    Parameters
+    ----------
+    unwritable : list of str
+        What this user cannot write.
+    strangers : list of str
+        Files that belong to another than the directory's owner.
+    secret : bool
+        Whether the settings hold a password.
+    """
+    if unwritable:
+        return problem(
+            "permissions",
+            f"{', '.join(unwritable)} cannot be written",
+            "mount the file system writable, or run doctor and start as the directory's owner",
+        )
+    if strangers:
+        return problem(
+            "permissions",
+            f"{', '.join(strangers)} and the directory, {owner}'s, belong to different users",
+            f"chown -R {owner}: {directory}",
+        )
+    if config_mode & 0o077:
+        found = f"others may read config.toml (mode {config_mode:o})"
+        remedy = f"chmod 600 {directory}/config.toml"
+        if secret:
+            return problem("permissions", f"{found}, which holds the broker's password", remedy)
+        return note("permissions", found, remedy)
+    return ok("permissions", f"{owner} may write; config.toml is {owner}'s alone")
+
+
+def _span(seconds: float) -> str:
+    for unit, size in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} seconds"
