@@ -38,6 +38,7 @@ LIFE = """
 import sys, threading
 from pathlib import Path
 import numpy as np
+from broker.errors import AttentionError
 from broker.protocol.messages import Head, Plan
 from broker.protocol.versions import catalogue_bytes, sha256, table_bytes
 from edge.agent import Agent
@@ -61,15 +62,23 @@ store.replace_model(head, table, keys)
 sys.stdout, printed = sys.stderr, sys.stdout
 call("record", "x")
 stop = threading.Event()
-agent = Agent(load_config(Path(directory), {}), store, lambda _: stop.set(), np.random.default_rng(1))
-agent.run(stop)
-assert store.personal() is not None
+config = load_config(Path(directory), {"PFEDREC_TRAINING_MAX_LOAD_PER_CORE": "0"})
+failed = []
+def each_round():
+    if failed and store.personal() is not None:
+        stop.set()
+Agent(config, store, failed.append, np.random.default_rng(1)).run(stop, each_round)
 call("recommend", "--json")
 call("status")
+call("install-service", "--user", "root", "--print")
+try:
+    call("doctor")
+except AttentionError:
+    pass  # the broker is away
 store.close()
 sys.stdout = printed
 """
-"""A short life without a broker: every command, a local pass, and the end at the first failed connection."""
+"""A short life without a broker: every command, a local pass, and a failed connection."""
 
 
 def loaded_by(code: str, *arguments: str) -> list[str]:
