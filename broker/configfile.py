@@ -92,13 +92,20 @@ def _read(
             if not isinstance(table, dict):
                 raise ConfigError(f"{where}: {name} must be a table, not {table!r}; write [{name}]")
             values[name] = _read(wanted, table, f"{where}: [{name}]", f"{prefix}{name.upper()}_", environment)
-    # One source after the other, so that the sentence names the one that is wrong.
     config = _built(kind, values, where)
+    given: dict[str, tuple[object, str]] = {}
     for name, wanted in types.items():
         variable = prefix + name.upper()
         if variable in environment and not _is_section(wanted):
             source = f"the environment variable {variable}"
-            values[name] = _parsed(environment[variable], wanted, source)
+            given[name] = (_parsed(environment[variable], wanted, source), source)
+    try:
+        # Together, as one may allow what another asks for.
+        return kind(**(values | {name: value for name, (value, _) in given.items()}))
+    except ParameterError:
+        # One source after the other, so that the sentence names the one that is wrong.
+        for name, (value, source) in given.items():
+            values[name] = value
             config = _built(kind, values, source)
     return config
 

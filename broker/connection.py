@@ -75,6 +75,7 @@ class Received:
     """A message. ``acknowledge`` it when it is taken care of.
 
     `connection` is the number of the connection that it came by: `mid` means another message in the next.
+    `retained` tells that the broker had kept it: it may have been received before.
     """
 
     topic: str
@@ -82,6 +83,7 @@ class Received:
     mid: int
     qos: int
     connection: int
+    retained: bool = False
 
 
 LinkEvent: TypeAlias = Connected | Refused | Lost | Received
@@ -255,7 +257,16 @@ class Connection:
             self._put(Lost(f"what listens at {self.address} does not answer as an MQTT broker"))
 
     def _on_message(self, _client: paho.Client, _userdata: Any, message: paho.MQTTMessage) -> None:
-        self._put(Received(message.topic, bytes(message.payload), message.mid, message.qos, self._number))
+        self._put(
+            Received(
+                message.topic,
+                bytes(message.payload),
+                message.mid,
+                message.qos,
+                self._number,
+                retained=message.retain,
+            )
+        )
 
     def _wait_longer(self, client: paho.Client) -> None:
         wait = next(self._waits)

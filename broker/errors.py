@@ -24,7 +24,8 @@
     │   ├── UnreachableError            may pass: services retry
     │   ├── RefusedError                credentials or identity: never retried
     │   ├── FleetMismatchError          the two ends do not belong together
-    │   └── BrokerStartError            a broker of our own that does not run
+    │   ├── BrokerStartError            a broker of our own that does not run
+    │   └── AddressInUseError           a port that we were to listen on
     ├── TimedOutError                 a bounded wait that ended
     ├── AttentionError                an examination that found something to be done
     ├── WorkerDiedError               a process of our own that ended by itself
@@ -34,6 +35,7 @@
 from trainer.errors import DataError, DataFormatError, DataTooSmallError, ParameterError, PFedRecError
 
 __all__ = [
+    "AddressInUseError",
     "AlreadyInitialisedError",
     "AttentionError",
     "BrokerStartError",
@@ -164,6 +166,10 @@ class FleetMismatchError(LinkError):
 
 class BrokerStartError(LinkError):
     """A broker that we were to run does not start or does not stay up."""
+
+
+class AddressInUseError(LinkError):
+    """A port that we were to listen on cannot be had."""
 
 
 class TimedOutError(PFedRecError):

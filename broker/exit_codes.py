@@ -47,6 +47,10 @@ class ExitCode(IntEnum):
     BROKER_START = 33, "The command's own broker does not start, for example as its port is taken."
     TIMED_OUT = 34, "The work was not finished in its time."
     WORKER_DIED = 35, "A process that shares the command's work has ended, perhaps as memory ran out."
+    ADDRESS_IN_USE = (
+        36,
+        "The port of the device's local API cannot be listened on, for example as it is taken.",
+    )
 
     MISSING_EXTRA = 40, "A part of the package is not installed; the sentence names the command."
 
@@ -79,6 +83,7 @@ EXIT_CODE_OF: dict[type[errors.PFedRecError], ExitCode] = {
     errors.FleetMismatchError: ExitCode.FLEET_MISMATCH,
     errors.ProtocolError: ExitCode.FLEET_MISMATCH,
     errors.BrokerStartError: ExitCode.BROKER_START,
+    errors.AddressInUseError: ExitCode.ADDRESS_IN_USE,
     errors.LinkError: ExitCode.UNREACHABLE,
     errors.TimedOutError: ExitCode.TIMED_OUT,
     errors.WorkerDiedError: ExitCode.WORKER_DIED,

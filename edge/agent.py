@@ -381,7 +381,7 @@ class Agent:
             _LOG.warning("the pass diverged and is forgotten: %s", error)
             personal = Personal.beginning(head.w, head.b)
             command = Train(None, command.progress)
-        self._store.save_pass(personal, command.progress, update)
+        self._store.save_pass(personal, command.progress, update, at=time.time())
         self._personal = personal
         self._carry_out(self._session.training_done(command, time.monotonic()))
 

@@ -71,7 +71,8 @@ def start(directory: Path, broker: str | None, seed: int | None, *, verbose: boo
     """Train, and take part in the fleet's rounds, until SIGTERM or Ctrl-C.
 
     A broker that is away is waited for. Interactions recorded meanwhile are noticed within a second.
-    SIGHUP: read config.toml again.
+    SIGHUP: read config.toml again. Beside it the local API is served, and home automation is told the status,
+    as config.toml says.
 
     \b
     Example:
@@ -83,6 +84,7 @@ def start(directory: Path, broker: str | None, seed: int | None, *, verbose: boo
     from edge.agent import Agent
     from edge.config import load_config, open_store
     from edge.service import Service
+    from edge.services import services
     from edge.supervisor import Supervisor
 
     set_up_logging(verbose=verbose)
@@ -95,7 +97,8 @@ def start(directory: Path, broker: str | None, seed: int | None, *, verbose: boo
             rng = np.random.default_rng(secrets.randbits(128) if seed is None else seed)
             say(f"device {config.device_id} of fleet {config.fleet}, broker {config.address}")
             agent = Agent(config, store, say, rng)
-            agent.run(service.stop, lambda: service.each_round(agent))
+            with services(config, directory, say):
+                agent.run(service.stop, lambda: service.each_round(agent))
         finally:
             service.end()
             store.close()
@@ -237,32 +240,13 @@ def status(directory: Path, *, as_json: bool) -> None:
     Example:
       edge-client status --dir me --json
     """
-    from edge.bulletin import read_bulletin
     from edge.config import load_config, open_store
-    from edge.scorer import available_scorer_name
+    from edge.facts import device_facts
 
     config = load_config(directory, os.environ)
     store = open_store(directory)
     try:
-        running = is_in_use(directory)
-        head, interacted, remembered = store.model_head(), store.interacted(), store.remembered()
-        facts: dict[str, Any] = {
-            "device_id": config.device_id,
-            "fleet": config.fleet,
-            "broker": str(config.address),
-            "running": running,
-            **read_bulletin(store, time.monotonic(), running=running),
-            "version": None if head is None else head.version,
-            "sha256": None if head is None else head.sha256.hex(),
-            "items": None if head is None else head.rows,
-            "interactions": interacted.total,
-            "known_items": int(interacted.rows.size),
-            "unknown_items": interacted.unknown,
-            "updates_made": remembered.last_seq,
-            "outbox": store.outbox_size(),
-            "receipts": store.receipts(),
-            "scorer": available_scorer_name() if config.scorer == "auto" else config.scorer,
-        }
+        facts = device_facts(config, store, running=is_in_use(directory))
     finally:
         store.close()
     if as_json:

@@ -19,11 +19,15 @@ from broker.storage import (
     write_atomically,
 )
 from edge.guards import Limits
+from edge.homeassistant import checked_prefix
+from edge.itemrule import DEFAULT_RULE, ItemRule
 from edge.store import DeviceStore
 from trainer.errors import ParameterError
 
 CONFIG_NAME = "config.toml"
 DATABASE_NAME = "device.sqlite3"
+SOCKET_NAME = "api.sock"
+TOKEN_NAME = "api-token"  # noqa: S105 - the name of its file
 
 WHILE_RUNNING = frozenset({"scorer", "training"})
 """What a running ``start`` takes from a changed file; the rest is who the device is, and its fleet."""
@@ -44,6 +48,27 @@ class DeviceConfig:
     fleet: str = option("", "The fleet's name, as the aggregator has it.")
     broker: str = option("", "The MQTT broker: mqtt://[USER[:PASSWORD]@]HOST:PORT.")
     scorer: str = option("auto", "auto (TFLite where it is installed), tflite, or numpy.")
+    api_socket: bool = option(
+        default=True, help_text="Whether start serves the local API on api.sock in this directory."
+    )
+    api_port: int = option(
+        0, "Where start serves it on 127.0.0.1, too, for who has the token in the file api-token; 0: nowhere."
+    )
+    listen_item: str = option(
+        DEFAULT_RULE,
+        "Which item a submitted listen is: templates, the first whose fields it has. See docs/api.md.",
+    )
+    home_broker: str = option(
+        "", "An MQTT broker of home automation, as `broker` is written; empty: none. See docs/api.md."
+    )
+    home_enabled: bool = option(
+        default=True, help_text="false takes the sensors away from home_broker again, and ends commands."
+    )
+    home_prefix: str = option("homeassistant", "Where Home Assistant looks for sensors.")
+    home_on_fleet_broker: bool = option(
+        default=False,
+        help_text="Allow home_broker to be the fleet's: its operator then sees what is recorded by MQTT.",
+    )
     training: Limits = section(  # noqa: RUF009 - gives a field
         Limits, "When to train. What cannot be read on this machine never forbids."
     )
@@ -54,11 +79,36 @@ class DeviceConfig:
         _ = self.address
         if self.scorer not in SCORERS:
             raise ParameterError(f"scorer is {self.scorer!r}; it must be one of {', '.join(SCORERS)}")
+        if not 0 <= self.api_port <= 65535:
+            raise ParameterError(f"api_port is {self.api_port}; it must be 0 (off) or a port up to 65535")
+        _ = self.item_rule
+        checked_prefix(self.home_prefix)
+        if self.shares_fleet_broker and not self.home_on_fleet_broker:
+            raise ParameterError(
+                f"home_broker is the fleet's own broker, {self.address}: its operator would see each item "
+                "that home automation records; give another, or set home_on_fleet_broker = true to allow it"
+            )
 
     @property
     def address(self) -> BrokerAddress:
         """Where the broker is."""
         return BrokerAddress.parse(self.broker)
+
+    @property
+    def item_rule(self) -> ItemRule:
+        """Which item a listen is."""
+        return ItemRule.parse(self.listen_item)
+
+    @property
+    def home_address(self) -> BrokerAddress | None:
+        """Where home automation's broker is, None without."""
+        return BrokerAddress.parse(self.home_broker) if self.home_broker else None
+
+    @property
+    def shares_fleet_broker(self) -> bool:
+        """Whether home automation's broker is the fleet's, as far as the two addresses tell."""
+        home = self.home_address
+        return home is not None and _place(home) == _place(self.address)
 
     @property
     def scorer_choice(self) -> Literal["auto", "tflite", "numpy"]:
@@ -70,6 +120,12 @@ def needs_restart(before: DeviceConfig, after: DeviceConfig) -> list[str]:
     """Name the settings that differ and that a running ``start`` cannot change."""
     names = [field.name for field in fields(DeviceConfig) if field.name not in WHILE_RUNNING]
     return [name for name in names if getattr(before, name) != getattr(after, name)]
+
+
+def _place(address: BrokerAddress) -> tuple[str, int]:
+    host = address.host.casefold().rstrip(".")
+    local = host in ("localhost", "::1") or host.startswith("127.")
+    return "localhost" if local else host, address.port
 
 
 def initialise(path: Path, config: DeviceConfig) -> None:

@@ -36,7 +36,12 @@ _FIRST_LIGHT = (
     "CREATE TABLE outbox (seq INTEGER PRIMARY KEY, payload BLOB NOT NULL)",
     "CREATE TABLE receipts (verdict TEXT PRIMARY KEY, count INTEGER NOT NULL) WITHOUT ROWID",
 )
-MIGRATIONS: Sequence[Sequence[str]] = (_FIRST_LIGHT,)
+_COUNTED_ONCE = (
+    # What a sender may send twice. An identity is forgotten with its interaction.
+    """CREATE TABLE identities (identity BLOB PRIMARY KEY, interaction INTEGER NOT NULL UNIQUE
+         REFERENCES interactions (id) ON DELETE CASCADE) WITHOUT ROWID""",
+)
+MIGRATIONS: Sequence[Sequence[str]] = (_FIRST_LIGHT, _COUNTED_ONCE)
 """Step n brings a database from ``user_version`` n to n + 1."""
 
 
@@ -176,6 +181,31 @@ class DeviceStore:
         with self._transaction() as connection:
             connection.executemany("INSERT INTO interactions (item, at) VALUES (?, ?)", interactions)
 
+    def record_once(self, interactions: Sequence[tuple[str, float, bytes | None]]) -> int:
+        """Add interactions that may have been sent before, all or none; give how many were new.
+
+        Each is an item key, a time in seconds since the epoch, and an identity: of those with the same one
+        only the first ever counts. Without an identity (None) it always counts. Durable on return.
+        """
+        n_new = 0
+        with self._transaction() as connection:
+            for item, at, identity in interactions:
+                if (
+                    identity is not None
+                    and connection.execute(
+                        "SELECT 1 FROM identities WHERE identity = ?", (identity,)
+                    ).fetchone()
+                ):
+                    continue
+                added = connection.execute("INSERT INTO interactions (item, at) VALUES (?, ?)", (item, at))
+                if identity is not None:
+                    connection.execute(
+                        "INSERT INTO identities (identity, interaction) VALUES (?, ?)",
+                        (identity, added.lastrowid),
+                    )
+                n_new += 1
+        return n_new
+
     def interacted(self) -> Interacted:
         """Give the interactions as training sees them."""
         rows = self._rows(
@@ -291,9 +321,21 @@ class DeviceStore:
         except ValueError as error:
             raise self._damaged("the personal state cannot be read") from error
 
-    def save_pass(self, personal: Personal, progress: Progress, update: tuple[int, bytes] | None) -> None:
-        """Store a pass's results: the personal state, and the update that it made, if any."""
-        facts = asdict(progress)
+    def save_pass(
+        self,
+        personal: Personal,
+        progress: Progress,
+        update: tuple[int, bytes] | None,
+        *,
+        at: float | None = None,
+    ) -> None:
+        """Store a pass's results: the personal state, and the update that it made, if any.
+
+        `at` is when it was made, in seconds since the epoch.
+        """
+        facts: dict[str, object] = asdict(progress)
+        if at is not None:
+            facts["trained_at"] = at
         with self._transaction() as connection:
             connection.execute(
                 "INSERT INTO personal (id, w, b, own_rows, own_values) VALUES (1, ?, ?, ?, ?) "

@@ -26,7 +26,8 @@ OUTBOX = (2, b"an encoded update")
 def fill(store: DeviceStore) -> None:
     """Give every table something to hold."""
     store.replace_model(a_head(VERSION), a_table(), ITEM_KEYS)
-    store.record(INTERACTIONS)
+    store.record(INTERACTIONS[:-1])
+    store.record_once([(*INTERACTIONS[-1], b"an identity")])
     store.save_pass(a_personal_state(1), PROGRESS, (1, b"answered"))
     store.settle(1, "accepted")
     store.save_pass(a_personal_state(2), PROGRESS, OUTBOX)

@@ -162,6 +162,47 @@ def test_interacted_agrees_with_plain_python(events: list[tuple[str, float]]) ->
     assert interacted.total == interacted.revision == len(events)
 
 
+def test_record_once_counts_an_identity_once(store: DeviceStore) -> None:
+    """In one call and in the next; what has none always counts."""
+    assert store.record_once([("bread", 1.0, b"a"), ("egg", 2.0, b"a"), ("fig", 3.0, None)]) == 2
+    assert store.record_once([("bread", 1.0, b"a"), ("egg", 2.0, b"b"), ("fig", 3.0, None)]) == 2
+    assert store.interacted().total == 4
+
+
+def test_record_once_is_all_or_nothing(store: DeviceStore) -> None:
+    """An identity is kept only together with its interaction."""
+    with pytest.raises(NotWritableError):
+        store.record_once([("bread", 1.0, b"a"), (cast("str", None), 2.0, b"b")])
+    assert store.interacted().total == 0
+    assert store.record_once([("bread", 1.0, b"a")]) == 1
+
+
+def test_identity_goes_with_its_interaction(store: DeviceStore) -> None:
+    """What is forgotten leaves no trace, and is new when it comes again."""
+    store.record_once([("bread", 1.0, b"a"), ("egg", 1.0, b"b")])
+    with store._transaction() as connection:
+        connection.execute("DELETE FROM interactions WHERE item = 'bread'")
+    assert store._rows("SELECT identity FROM identities") == [(b"b",)]
+    assert store.record_once([("bread", 1.0, b"a"), ("egg", 1.0, b"b")]) == 1
+
+
+@settings(max_examples=50, deadline=None)
+@given(calls=st.lists(st.lists(st.sampled_from([None, b"a", b"b", b"c", b"d"]), max_size=6), max_size=6))
+def test_record_once_agrees_with_plain_python(calls: list[list[bytes | None]]) -> None:
+    """For any calls."""
+    seen: set[bytes] = set()
+    total = 0
+    with closing(a_store(Path(":memory:"))) as store:
+        for identities in calls:
+            expected = 0
+            for identity in identities:
+                expected += identity is None or identity not in seen
+                seen |= {identity} if identity is not None else set()
+            assert store.record_once([("bread", 1.0, identity) for identity in identities]) == expected
+            total += expected
+        assert store.interacted().total == total
+
+
 def test_unknown_items_are_those_outside_the_catalogue(store: DeviceStore) -> None:
     """In the order asked."""
     store.replace_model(a_head(), a_table(), ITEM_KEYS)

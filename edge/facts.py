@@ -1,0 +1,47 @@
+"""What a device tells about itself: to ``edge-client status``, by the local API, to home automation.
+
+It reads the store and the configuration; it does not know who asks, and nothing in it names an item.
+"""
+
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from edge.bulletin import read_bulletin
+from edge.config import DeviceConfig
+from edge.scorer import available_scorer_name
+from edge.store import DeviceStore
+
+
+def device_facts(config: DeviceConfig, store: DeviceStore, *, running: bool) -> dict[str, Any]:
+    """Give the facts by name, fit for JSON.
+
+    Parameters
+    ----------
+    running : bool
+        Whether ``edge-client start`` runs in the directory.
+    """
+    head, interacted, remembered = store.model_head(), store.interacted(), store.remembered()
+    trained_at = store.fact("trained_at")
+    return {
+        "device_id": config.device_id,
+        "fleet": config.fleet,
+        "broker": str(config.address),
+        "running": running,
+        **read_bulletin(store, time.monotonic(), running=running),
+        "version": None if head is None else head.version,
+        "sha256": None if head is None else head.sha256.hex(),
+        "items": None if head is None else head.rows,
+        "interactions": interacted.total,
+        "known_items": int(interacted.rows.size),
+        "unknown_items": interacted.unknown,
+        "last_training": None if trained_at is None else _moment(trained_at),
+        "updates_made": remembered.last_seq,
+        "outbox": store.outbox_size(),
+        "receipts": store.receipts(),
+        "scorer": available_scorer_name() if config.scorer == "auto" else config.scorer,
+    }
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
