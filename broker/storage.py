@@ -9,7 +9,7 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -28,6 +28,7 @@ _NEARLY_NOTHING_BYTES = 64 * 1024
 _SQLITE_CODE_MASK = 0xFF
 """Extended result codes carry the primary one in their low byte (sqlite.org/rescode.html)."""
 _BUSY_TIMEOUT_S = 30.0
+_LOCK_POLL_S = 0.02
 
 
 @contextmanager
@@ -91,7 +92,10 @@ def make_directory(path: Path) -> None:
     DiskFullError, NotWritableError
     """
     with named_failures(path):
+        made = [each for each in (path, *path.parents) if not each.exists()]
         path.mkdir(parents=True, exist_ok=True)
+        for each in made:  # or a power failure may take the directory with all that was synced in it
+            sync_directory(each.parent)
         probe = path / f".probe-{os.getpid()}"
         try:
             probe.write_bytes(b"pfedrec")
@@ -123,11 +127,16 @@ def require_database(path: Path) -> None:
         raise CorruptError(f"{path} is missing or empty; restore it from a backup or init a new directory")
 
 
-def _lock(handle: int, path: Path) -> None:
-    # A few tries, as `is_in_use` holds the lock for a moment.
-    for wait_s in (0.01, 0.05, 0.1, 0.0):
+_SHORT_WAITS_S = (0.01, 0.05, 0.1, 0.0)
+"""A few tries, as `is_in_use` holds the lock for a moment."""
+
+
+def _lock(
+    handle: int, path: Path, kind: int = fcntl.LOCK_EX, waits_s: Iterable[float] = _SHORT_WAITS_S
+) -> None:
+    for wait_s in waits_s:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             time.sleep(wait_s)
         else:
@@ -154,8 +163,15 @@ def exclusive(path: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def hold(path: Path) -> int:
+def hold(path: Path, *, shared: bool = False, wait_s: float | None = None) -> int:
     """Lock a directory as it is, without a file in it; give the handle, whose closing ends it.
+
+    Parameters
+    ----------
+    shared : bool
+        With others who share it, too.
+    wait_s : float, optional
+        How long to wait for others in seconds; a moment unless given.
 
     Raises
     ------
@@ -163,10 +179,11 @@ def hold(path: Path) -> int:
         When another process, or another handle of this one, holds it.
     NotWritableError
     """
+    waits_s = _SHORT_WAITS_S if wait_s is None else [_LOCK_POLL_S] * max(1, round(wait_s / _LOCK_POLL_S))
     with named_failures(path):
         handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        _lock(handle, path)
+        _lock(handle, path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, waits_s)
     except BaseException:
         os.close(handle)
         raise
@@ -214,11 +231,11 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
 
 
-def _sync_directory(path: Path) -> None:
-    """Make a rename in `path` outlive a power failure, where the file system can."""
+def sync_directory(path: Path) -> None:
+    """Make what was made, renamed or removed in `path` outlive a power failure, where the file system can."""
     with suppress(OSError):
         handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

@@ -6,6 +6,7 @@ second whether another process has recorded interactions, and trains.
 
 import logging
 import queue
+import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -53,6 +54,8 @@ _STOP_S = 0.25
 """Longest wait for an event: bounds how long a stop request goes unnoticed."""
 _LONGEST_PASS_S = 1800.0
 """A pass that lasts longer hangs; then nobody is told any more that the loop goes round."""
+_COMPACT_S = 3600.0
+"""Between looks whether there are more interactions than are kept."""
 _NO_HEAD_S = 15.0
 """With a broker but no head for this long, the fleet's name is probably wrong."""
 
@@ -86,6 +89,7 @@ class Agent:
         remembered = store.remembered()
         self._incarnation = remembered.incarnation
         self._session = Session(remembered, rng.random)
+        self._erasures = store.erasures()
         self._model: Model | None = store.model()
         self._personal: Personal | None = store.personal()
         self._interacted: Interacted | None = None
@@ -97,12 +101,10 @@ class Agent:
         self._events = EventQueue()
         self._connections_before = int(store.fact("connection") or 0)
         self._connection_number = self._connections_before
-        self._connection = Connection(
-            config.address, config.device_id, self._events, last_will=self._last_will
-        )
+        self._connection = self._make_connection()
         self._scorer = available_scorer_name() if config.scorer == "auto" else config.scorer
         self._store_changes: int | None = None
-        self._look_at = 0.0
+        self._look_at = self._compact_at = 0.0
         self._broker_gone = False
         self._no_head_at: float | None = None
         self._bulletin = Bulletin(store)
@@ -136,6 +138,7 @@ class Agent:
             while not stop.is_set():
                 self._handle(self._next_event())
                 now = time.monotonic()
+                self._compact(now)
                 self._look_for_interactions(now)
                 self._look_at_guards(now)
                 self._carry_out(self._session.tick(now))
@@ -299,10 +302,42 @@ class Agent:
             return
         self._store_changes = changes
         self._interacted = self._store.interacted()
+        if self._interacted.erasures != self._erasures:
+            self._erasures = self._interacted.erasures
+            self._forget()
         self._positives, self._sampler = self._trainable(self._interacted)
         n_known = self._positives.size if self._sampler is not None else 0
         self._look_at_guards(now)
         self._carry_out(self._session.interactions_changed(self._interacted.revision, n_known, now))
+
+    def _compact(self, now: float) -> None:
+        """Keep the interactions within bounds; what goes is not trained anew for."""
+        if now >= self._compact_at:
+            self._compact_at = now + _COMPACT_S
+            removed = self._store.compact(self._config.retention, time.time())
+            if removed:
+                _LOG.info("%d interactions were removed, as the settings say", removed)
+
+    def _forget(self) -> None:
+        """Follow another process in forgetting what the user has told it to."""
+        sent = self._session.outbox_seq is not None
+        self._personal = self._store.personal()
+        self._session.forgotten(self._store.remembered().progress)
+        _LOG.info("the user has forgotten interactions; the personal state is made anew")
+        if sent:
+            # The update may still be queued behind a connection that hangs; it must not leave with the next.
+            self._connection.stop()
+            self._connections_before = self._connection_number
+            self._events = EventQueue()
+            self._connection = self._make_connection()
+            self._no_head_at = self._download = None
+            self._carry_out(self._session.lost())
+            self._connection.start()
+
+    def _make_connection(self) -> Connection:
+        return Connection(
+            self._config.address, self._config.device_id, self._events, last_will=self._last_will
+        )
 
     def _trainable(self, interacted: Interacted) -> tuple[Rows, NegativeSampler | None]:
         """Give the positives within the table, and what draws negatives (None if nothing is left to draw)."""
@@ -333,9 +368,12 @@ class Agent:
                 case Train():
                     self._train(command)
                 case PublishUpdate(seq):
-                    self._publish_update(self._store.outbox(seq))
+                    payload = self._store.sending(seq)
+                    if payload is not None:  # else the user has just taken it back
+                        self._publish_update(payload)
                 case Settle(seq, verdict, reason):
-                    self._store.settle(seq, verdict)
+                    if self._store.settle(seq, verdict):
+                        self._renumber()
                     level = logging.INFO if verdict in ("accepted", "duplicate") else logging.WARNING
                     _LOG.log(level, "update %d: %s%s", seq, verdict, f" ({reason})" if reason else "")
         if self._session.activity is not Activity.FETCHING:
@@ -343,8 +381,8 @@ class Agent:
             self._break_download()
 
     def _train(self, command: Train) -> None:
-        model, sampler = self._model, self._sampler
-        if model is None or sampler is None:
+        model, sampler, interacted = self._model, self._sampler, self._interacted
+        if model is None or sampler is None or interacted is None:
             raise RuntimeError("the session wants a pass without a table or interactions")
         head = model.head
         before = self._personal or Personal.beginning(head.w, head.b)
@@ -381,9 +419,25 @@ class Agent:
             _LOG.warning("the pass diverged and is forgotten: %s", error)
             personal = Personal.beginning(head.w, head.b)
             command = Train(None, command.progress)
-        self._store.save_pass(personal, command.progress, update, at=time.time())
+        stored = self._store.save_pass(
+            personal, command.progress, update, at=time.time(), erasures=interacted.erasures
+        )
+        if not stored:
+            self._look_at = 0.0
+            self._carry_out(self._session.training_undone(command, time.monotonic()))
+            return
         self._personal = personal
         self._carry_out(self._session.training_done(command, time.monotonic()))
+
+    def _renumber(self) -> None:
+        """Give later updates numbers that this device has never used: some of the old ones are lost."""
+        self._incarnation = secrets.randbits(53)
+        self._store.set_facts(incarnation=self._incarnation)
+        self._session.renumbered(self._incarnation)
+        self._say(
+            "the fleet knows an update of this device that the device does not; its database was restored "
+            "from a backup or has lost what was written last; updates count anew from here"
+        )
 
     def _publish_update(self, payload: bytes) -> None:
         topic = self._topics.update(self._config.device_id)

@@ -16,15 +16,9 @@ import click
 from broker.commandline import Identifier, echo_facts, echo_json, run, say
 from broker.errors import AttentionError, UnknownItemError
 from broker.storage import exclusive, is_in_use, read_file
-
-_DIRECTORY = click.option(
-    "--dir",
-    "directory",
-    required=True,
-    type=click.Path(path_type=Path, file_okay=False, readable=False),
-    help="The device's directory.",
-)
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+from edge.datacommands import DIRECTORY as _DIRECTORY
+from edge.datacommands import JSON as _JSON
+from edge.datacommands import export, forget, reset
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -70,7 +64,8 @@ def init(directory: Path, **settings: Any) -> None:
 def start(directory: Path, broker: str | None, seed: int | None, *, verbose: bool) -> None:
     """Train, and take part in the fleet's rounds, until SIGTERM or Ctrl-C.
 
-    A broker that is away is waited for. Interactions recorded meanwhile are noticed within a second.
+    A broker that is away is waited for. Interactions recorded or forgotten meanwhile are noticed within a
+    second. A database that is damaged is put aside, and a new one made from what can be read.
     SIGHUP: read config.toml again. Beside it the local API is served, and home automation is told the status,
     as config.toml says.
 
@@ -82,7 +77,8 @@ def start(directory: Path, broker: str | None, seed: int | None, *, verbose: boo
 
     from broker.journal import set_up_logging
     from edge.agent import Agent
-    from edge.config import load_config, open_store
+    from edge.config import load_config
+    from edge.rebuild import open_sound_store
     from edge.service import Service
     from edge.services import services
     from edge.supervisor import Supervisor
@@ -92,7 +88,7 @@ def start(directory: Path, broker: str | None, seed: int | None, *, verbose: boo
     service.listen()
     config = load_config(directory, os.environ, broker=broker)
     with exclusive(directory):
-        store = open_store(directory)
+        store = open_sound_store(directory, say)
         try:
             rng = np.random.default_rng(secrets.randbits(128) if seed is None else seed)
             say(f"device {config.device_id} of fleet {config.fleet}, broker {config.address}")
@@ -254,8 +250,8 @@ def status(directory: Path, *, as_json: bool) -> None:
         return
     receipts = ", ".join(f"{count} {verdict}" for verdict, count in facts["receipts"].items()) or "none yet"
     shown = {name: "-" if value is None else value for name, value in facts.items()}
-    unknown = ", ".join(facts["unknown_facts"]) or "none"
-    echo_facts(shown | {"receipts": receipts, "unknown_facts": unknown})
+    listed = {name: ", ".join(facts[name]) or "none" for name in ("unknown_facts", "damaged_files")}
+    echo_facts(shown | {"receipts": receipts} | listed)
 
 
 @cli.command()
@@ -340,6 +336,10 @@ def install_service(
         return
     unit.install(made, path)
     say(f"{path} is written; start it with: systemctl daemon-reload && systemctl enable --now {name}")
+
+
+for _command in (export, forget, reset):
+    cli.add_command(_command)
 
 
 def main() -> None:

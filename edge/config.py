@@ -1,7 +1,10 @@
 """The device's configuration: ``config.toml`` in its directory."""
 
+import math
+import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -13,6 +16,7 @@ from broker.errors import AlreadyInitialisedError
 from broker.protocol.topics import checked_id
 from broker.storage import (
     exclusive,
+    hold,
     make_directory,
     require_database,
     require_initialised,
@@ -21,6 +25,8 @@ from broker.storage import (
 from edge.guards import Limits
 from edge.homeassistant import checked_prefix
 from edge.itemrule import DEFAULT_RULE, ItemRule
+from edge.putaside import finish, unfinished
+from edge.retention import Retention
 from edge.store import DeviceStore
 from trainer.errors import ParameterError
 
@@ -28,6 +34,8 @@ CONFIG_NAME = "config.toml"
 DATABASE_NAME = "device.sqlite3"
 SOCKET_NAME = "api.sock"
 TOKEN_NAME = "api-token"  # noqa: S105 - the name of its file
+_REBUILD_WAIT_S = 30.0
+"""How long a command waits for a database that is being rebuilt, and a rebuild for commands."""
 
 WHILE_RUNNING = frozenset({"scorer", "training"})
 """What a running ``start`` takes from a changed file; the rest is who the device is, and its fleet."""
@@ -48,6 +56,10 @@ class DeviceConfig:
     fleet: str = option("", "The fleet's name, as the aggregator has it.")
     broker: str = option("", "The MQTT broker: mqtt://[USER[:PASSWORD]@]HOST:PORT.")
     scorer: str = option("auto", "auto (TFLite where it is installed), tflite, or numpy.")
+    keep_interactions: int = option(
+        20_000, "Interactions to keep at most; repeats of an item go first, then the oldest. 0: all."
+    )
+    keep_days: float = option(0.0, "Days to keep an interaction, from the newest one back. 0: for ever.")
     api_socket: bool = option(
         default=True, help_text="Whether start serves the local API on api.sock in this directory."
     )
@@ -79,6 +91,10 @@ class DeviceConfig:
         _ = self.address
         if self.scorer not in SCORERS:
             raise ParameterError(f"scorer is {self.scorer!r}; it must be one of {', '.join(SCORERS)}")
+        if self.keep_interactions < 0:
+            raise ParameterError(f"keep_interactions is {self.keep_interactions}; it must be 0 (all) or more")
+        if not 0.0 <= self.keep_days < math.inf:
+            raise ParameterError(f"keep_days is {self.keep_days}; it must be 0 (for ever) or more")
         if not 0 <= self.api_port <= 65535:
             raise ParameterError(f"api_port is {self.api_port}; it must be 0 (off) or a port up to 65535")
         _ = self.item_rule
@@ -93,6 +109,11 @@ class DeviceConfig:
     def address(self) -> BrokerAddress:
         """Where the broker is."""
         return BrokerAddress.parse(self.broker)
+
+    @property
+    def retention(self) -> Retention:
+        """Which interactions are kept."""
+        return Retention(most=self.keep_interactions, days=self.keep_days)
 
     @property
     def item_rule(self) -> ItemRule:
@@ -167,15 +188,42 @@ def load_config(path: Path, environment: Mapping[str, str], **flags: object) -> 
 
 
 def open_store(path: Path) -> DeviceStore:
-    """Open the database of a directory.
+    """Open the database of a directory. While it is open, nobody can put it aside.
 
     Raises
     ------
     NotInitialisedError, NewerVersionError, CorruptError, DiskFullError, InUseError, NotWritableError
     """
     _require(path, CONFIG_NAME)
-    require_database(path / DATABASE_NAME)
-    return DeviceStore(path / DATABASE_NAME)
+    database = path / DATABASE_NAME
+    held = hold(path, shared=True, wait_s=_REBUILD_WAIT_S)
+    if unfinished(database):  # a rebuild was cut off in its last steps
+        os.close(held)
+        with alone(path):
+            finish(database)
+        held = hold(path, shared=True, wait_s=_REBUILD_WAIT_S)
+    try:
+        require_database(database)
+    except BaseException:
+        os.close(held)
+        raise
+    return DeviceStore(database, held)
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Keep everybody from opening the database of a directory.
+
+    Raises
+    ------
+    InUseError
+        When somebody has it open for long.
+    """
+    held = hold(path, wait_s=_REBUILD_WAIT_S)
+    try:
+        yield
+    finally:
+        os.close(held)
 
 
 def _require(path: Path, name: str) -> None:

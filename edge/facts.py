@@ -9,6 +9,7 @@ from typing import Any
 
 from edge.bulletin import read_bulletin
 from edge.config import DeviceConfig
+from edge.putaside import damaged_files
 from edge.scorer import available_scorer_name
 from edge.store import DeviceStore
 
@@ -39,6 +40,8 @@ def device_facts(config: DeviceConfig, store: DeviceStore, *, running: bool) -> 
         "updates_made": remembered.last_seq,
         "outbox": store.outbox_size(),
         "receipts": store.receipts(),
+        "withdrawn": store.withdrawn(),
+        "damaged_files": [path.name for path in damaged_files(store.path)],
         "scorer": available_scorer_name() if config.scorer == "auto" else config.scorer,
     }
 

@@ -57,6 +57,13 @@ class Personal:
         if not (np.isfinite(w).all() and np.isfinite(b) and np.isfinite(self.own_values).all()):
             raise EncodingError("the personal state has a value that is not finite")
 
+    def fits(self, table: Floats) -> bool:
+        """Tell whether it can be a view of a table of that shape."""
+        n_items, dim = table.shape
+        rows = self.own_rows
+        inside = not rows.size or bool(rows.min() >= 0 and rows.max() < n_items)
+        return self.score_function.w.size == dim and inside
+
     def view(self, table: Floats) -> Floats:
         """Lay the own rows over the shared table; shape (n_items, dim), read-only, new if there are any."""
         if not self.own_rows.size:

@@ -133,7 +133,7 @@ class Remembered:
     Attributes
     ----------
     incarnation : int
-        Drawn when the store was made.
+        Drawn when the store was made, and again when numbers of updates were lost.
     instance, version : int or None
         Of the table on the device.
     table_sha256, catalogue_sha256 : bytes or None
@@ -280,6 +280,19 @@ class Session:
             return []
         self._last_seq = self.outbox_seq = train.seq
         return self._send(now)
+
+    def training_undone(self, train: Train, now: float) -> list[Command]:
+        """The pass was not stored, as the user has forgotten something that it was made with."""
+        return self.training_done(replace(train, seq=None, progress=self.progress), now)
+
+    def forgotten(self, progress: Progress) -> None:
+        """The user has forgotten interactions, and with them the outbox's update; `progress` is stored."""
+        self.progress = progress
+        self.outbox_seq = self._resend_at = None
+
+    def renumbered(self, incarnation: int) -> None:
+        """Updates from now on bear another incarnation; the outbox is empty."""
+        self._incarnation = incarnation
 
     def receipt_received(self, receipt: Receipt, now: float) -> list[Command]:
         """The aggregator answered an update, perhaps one of ours that waits."""

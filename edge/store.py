@@ -1,48 +1,28 @@
-"""The device's memory: one SQLite file that survives a crash at any point.
+"""The device's memory.
 
 Whatever belongs together is written in one transaction: a pass's personal state with the update it made and
-that update's number; a table with its head and catalogue. ``edge-client record`` writes to the same
-file while the agent runs; the agent notices by `changes`.
+that update's number; a table with its head and catalogue. ``edge-client record`` and ``forget`` write to
+the same file while the agent runs; the agent notices by `changes`.
 """
 
 import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from broker.errors import CorruptError, NewerVersionError, ProtocolError
+from broker.errors import EncodingError, InUseError, ProtocolError
 from broker.protocol.messages import Head, Verdict, decode, encode
-from broker.protocol.versions import sha256, table_bytes
-from broker.storage import connect_sqlite, named_failures
+from broker.protocol.versions import catalogue_bytes, sha256, table_bytes
+from edge import erasure, retention
+from edge.database import Database
+from edge.erasure import Erased, Selection
 from edge.personal import Personal
+from edge.retention import Retention
 from edge.scheduler import Progress
 from edge.session import Remembered
 from trainer.params import Floats, Rows, ScoreFunction
-
-_FIRST_LIGHT = (
-    # Ids are never given twice, so that the newest id tells the state of the interactions.
-    """CREATE TABLE interactions (id INTEGER PRIMARY KEY AUTOINCREMENT, item TEXT NOT NULL,
-         at REAL NOT NULL)""",
-    "CREATE TABLE facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID",
-    """CREATE TABLE model (id INTEGER PRIMARY KEY CHECK (id = 1), head BLOB NOT NULL,
-         item_table BLOB NOT NULL)""",
-    "CREATE TABLE catalogue (row INTEGER PRIMARY KEY, item TEXT NOT NULL UNIQUE)",
-    """CREATE TABLE personal (id INTEGER PRIMARY KEY CHECK (id = 1), w BLOB NOT NULL, b REAL NOT NULL,
-         own_rows BLOB NOT NULL, own_values BLOB NOT NULL)""",
-    "CREATE TABLE outbox (seq INTEGER PRIMARY KEY, payload BLOB NOT NULL)",
-    "CREATE TABLE receipts (verdict TEXT PRIMARY KEY, count INTEGER NOT NULL) WITHOUT ROWID",
-)
-_COUNTED_ONCE = (
-    # What a sender may send twice. An identity is forgotten with its interaction.
-    """CREATE TABLE identities (identity BLOB PRIMARY KEY, interaction INTEGER NOT NULL UNIQUE
-         REFERENCES interactions (id) ON DELETE CASCADE) WITHOUT ROWID""",
-)
-MIGRATIONS: Sequence[Sequence[str]] = (_FIRST_LIGHT, _COUNTED_ONCE)
-"""Step n brings a database from ``user_version`` n to n + 1."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -60,7 +40,7 @@ class Interacted:
     Attributes
     ----------
     revision : int
-        Grows with each interaction.
+        Grows with each interaction, and when the user forgets some.
     rows : ndarray, shape (n_known,), int64
         Distinct rows of the catalogue, in the order of the first interaction with each.
     newest : ndarray, shape (n_known,), int64
@@ -69,6 +49,8 @@ class Interacted:
         Distinct items that the catalogue does not have (yet).
     total : int
         All interactions.
+    erasures : int
+        How often the user has forgotten something.
     """
 
     revision: int
@@ -76,64 +58,15 @@ class Interacted:
     newest: Rows
     unknown: int
     total: int
+    erasures: int
 
 
-class DeviceStore:
-    """One device's database.
+class DeviceStore(Database):
+    """One device's database: what `edge.database` says, and what is in it.
 
     Every method raises CorruptError, DiskFullError, InUseError or NotWritableError for what it says;
     a failed call changes nothing.
-
-    Raises
-    ------
-    NewerVersionError
-        When a later release wrote it; it is left untouched.
     """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._connection = connect_sqlite(path)
-        try:
-            self._migrate()
-        except BaseException:
-            self._connection.close()
-            raise
-
-    def close(self) -> None:
-        """Release the file."""
-        self._connection.close()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with named_failures(self._path):
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-                self._connection.execute("COMMIT")
-            except BaseException:
-                # SQLite may have rolled back by itself, for example when the disk is full.
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
-
-    def _rows(self, query: str, *parameters: Any) -> list[Any]:
-        with named_failures(self._path):
-            return self._connection.execute(query, parameters).fetchall()
-
-    def _migrate(self) -> None:
-        found = int(self._rows("PRAGMA user_version")[0][0])
-        if found > len(MIGRATIONS):
-            raise NewerVersionError(
-                f"{self._path} was written by a later release (format {found}, this one knows up to "
-                f"{len(MIGRATIONS)}); upgrade pfedrec-edge, or use another directory; nothing was changed"
-            )
-        if found == len(MIGRATIONS):
-            return
-        with self._transaction() as connection:
-            for step in MIGRATIONS[found:]:
-                for statement in step:
-                    connection.execute(statement)
-            connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
 
     # -- facts -------------------------------------------------------------------------------------
 
@@ -147,10 +80,6 @@ class DeviceStore:
         with self._transaction() as connection:
             _set_facts(connection, facts)
 
-    def changes(self) -> int:
-        """Give a number that changes when another process has written."""
-        return int(self._rows("PRAGMA data_version")[0][0])
-
     def remembered(self) -> Remembered:
         """Give what a session must know after a restart."""
         facts = dict(self._rows("SELECT name, value FROM facts"))
@@ -158,15 +87,20 @@ class DeviceStore:
         model = self.model_head()
         if "incarnation" not in facts:
             raise self._damaged("the device's own number is missing")
+        try:
+            incarnation, last_seq = int(facts["incarnation"]), int(facts.get("seq", 0))
+            progress = self._progress()
+        except (TypeError, ValueError) as error:
+            raise self._damaged("a number of the device's own cannot be read") from error
         return Remembered(
-            incarnation=int(facts["incarnation"]),
+            incarnation=incarnation,
             instance=None if model is None else model.instance,
             version=None if model is None else model.version,
             table_sha256=None if model is None else model.sha256,
             catalogue_sha256=None if model is None else model.catalogue_sha256,
-            last_seq=int(facts.get("seq", 0)),
+            last_seq=last_seq,
             outbox_seq=outbox[0][0] if outbox else None,
-            progress=self._progress(),
+            progress=progress,
         )
 
     def _progress(self) -> Progress:
@@ -208,25 +142,71 @@ class DeviceStore:
 
     def interacted(self) -> Interacted:
         """Give the interactions as training sees them."""
+        # First of all: if the user forgets something meanwhile, a pass with these rows is not stored.
+        erasures = self.erasures()
         rows = self._rows(
             "SELECT c.row, max(i.at), max(i.id) FROM interactions i JOIN catalogue c ON c.item = i.item "
             "GROUP BY c.row ORDER BY min(i.at), min(i.id)"
         )
         newest = sorted(rows, key=lambda row: row[1:])
-        total, revision, distinct = self._rows(
-            "SELECT count(*), coalesce(max(id), 0), count(DISTINCT item) FROM interactions"
-        )[0]
+        total, distinct = self._rows("SELECT count(*), count(DISTINCT item) FROM interactions")[0]
+        with self._named():
+            revision = erasure.revision(self._connection)
         return Interacted(
             revision=revision,
             rows=np.array([row for row, *_ in rows], dtype=np.int64),
             newest=np.array([row for row, *_ in newest], dtype=np.int64),
             unknown=distinct - len(rows),
             total=total,
+            erasures=erasures,
         )
 
     def newest_interaction_at(self) -> float | None:
         """Give the latest time of an interaction, in seconds since the epoch."""
         return self._rows("SELECT max(at) FROM interactions")[0][0]  # type: ignore[no-any-return]
+
+    def erasures(self) -> int:
+        """Give how often the user has forgotten something."""
+        return int(self.fact(erasure.ERASURES) or 0)
+
+    def withdrawn(self) -> int:
+        """Give how many updates left the outbox without an answer."""
+        return int(self.fact(erasure.WITHDRAWN) or 0)
+
+    def interactions(self) -> list[tuple[str, float]]:
+        """Give all interactions by time: item key and time in seconds since the epoch."""
+        return self._rows("SELECT item, at FROM interactions ORDER BY at, id")
+
+    def compact(self, rule: Retention, now: float) -> int:
+        """Remove some of the interactions that `rule` does not keep; give how many: a bounded number."""
+        with erasure.overwriting(self._connection), self._transaction() as connection:
+            return retention.compact(connection, rule, now)
+
+    def forget(self, selection: Selection) -> Erased:
+        """Forget interactions, the personal state and the outbox's update; then `scrub` the file."""
+        with erasure.overwriting(self._connection), self._transaction() as connection:
+            return erasure.forget(connection, selection)
+
+    def reset(self, incarnation: int, *, keep_interactions: bool) -> Erased:
+        """Forget everything but, if told, the interactions; then `scrub` the file."""
+        with erasure.overwriting(self._connection), self._transaction() as connection:
+            return erasure.reset(connection, incarnation, keep_interactions=keep_interactions)
+
+    def scrub(self) -> None:
+        """Leave no byte of what was forgotten in the file or its log.
+
+        Raises
+        ------
+        DiskFullError, InUseError
+            What was forgotten stays forgotten; the call can be made again.
+        """
+        with self._named():
+            done = erasure.scrub(self._connection)
+        if not done:
+            raise InUseError(
+                f"{self._path} is being read by another process, so that its log may still hold what was "
+                "forgotten; call again"
+            )
 
     # -- model -------------------------------------------------------------------------------------
 
@@ -236,7 +216,7 @@ class DeviceStore:
         The personal state of another aggregator's table means nothing for this one and is dropped.
         """
         with self._transaction() as connection:
-            before = self.model_head()
+            before = self._kept_head()
             same = before is not None and (before.instance, before.dim) == (head.instance, head.dim)
             if not same:
                 connection.execute("DELETE FROM personal")
@@ -255,6 +235,11 @@ class DeviceStore:
 
     def model_head(self) -> Head | None:
         """Give the head of the table on the device."""
+        rows = self._rows("SELECT head FROM model WHERE length(item_table) > 0")
+        return self._head(rows[0][0]) if rows else None
+
+    def _kept_head(self) -> Head | None:
+        """Give the head of the table that the personal state belongs to, even if that is lost."""
         rows = self._rows("SELECT head FROM model")
         return self._head(rows[0][0]) if rows else None
 
@@ -264,11 +249,6 @@ class DeviceStore:
         except ProtocolError as error:
             raise self._damaged(f"the head of the item table cannot be read: {error}") from error
 
-    def _damaged(self, what: str) -> CorruptError:
-        return CorruptError(
-            f"{self._path} is damaged: {what}; restore it from a backup or init a new directory"
-        )
-
     def model(self) -> Model | None:
         """Give the table on the device.
 
@@ -277,7 +257,7 @@ class DeviceStore:
         CorruptError
             When it does not have its hash any more.
         """
-        rows = self._rows("SELECT head, item_table FROM model")
+        rows = self._rows("SELECT head, item_table FROM model WHERE length(item_table) > 0")
         if not rows:
             return None
         head = self._head(rows[0][0])
@@ -285,9 +265,33 @@ class DeviceStore:
             raise self._damaged("the item table does not have its SHA-256")
         return Model(head=head, table=np.frombuffer(rows[0][1], dtype="<f4").reshape(head.rows, head.dim))
 
+    def check(self) -> None:
+        """Read everything, and compare it with its hashes.
+
+        Raises
+        ------
+        CorruptError
+            For what is damaged first.
+        """
+        [(found,)] = self._rows("PRAGMA quick_check(1)")
+        if found != "ok":
+            raise self._damaged(str(found).replace("\n", " "))
+        self.remembered()
+        model, personal = self.model(), self.personal()
+        if model is None:
+            return
+        if sha256(catalogue_bytes(self.catalogue())) != model.head.catalogue_sha256:
+            raise self._damaged("the catalogue does not have its SHA-256")
+        if personal is not None and not personal.fits(model.table):
+            raise self._damaged("the personal state is not one of the item table")
+
     def has_catalogue(self) -> bool:
         """Tell whether item keys can be checked."""
         return bool(self._rows("SELECT 1 FROM catalogue LIMIT 1"))
+
+    def catalogue(self) -> list[str]:
+        """Give all item keys in row order."""
+        return [key for (key,) in self._rows("SELECT item FROM catalogue ORDER BY row")]
 
     def unknown_items(self, keys: Sequence[str]) -> list[str]:
         """Give those of `keys` that the catalogue does not have."""
@@ -310,14 +314,8 @@ class DeviceStore:
         rows = self._rows("SELECT w, b, own_rows, own_values FROM personal")
         if not rows:
             return None
-        w, b, own_rows, own_values = rows[0]
         try:
-            w = np.frombuffer(w, dtype="<f4").astype(np.float32)
-            return Personal(
-                score_function=ScoreFunction(w=w, b=b),
-                own_rows=np.frombuffer(own_rows, dtype="<i8").astype(np.int64),
-                own_values=np.frombuffer(own_values, dtype="<f4").reshape(-1, w.size).astype(np.float32),
-            )
+            return personal_from_bytes(*rows[0])
         except ValueError as error:
             raise self._damaged("the personal state cannot be read") from error
 
@@ -328,45 +326,71 @@ class DeviceStore:
         update: tuple[int, bytes] | None,
         *,
         at: float | None = None,
-    ) -> None:
+        erasures: int | None = None,
+    ) -> bool:
         """Store a pass's results: the personal state, and the update that it made, if any.
 
-        `at` is when it was made, in seconds since the epoch.
+        The outbox holds one update at most: an older one that still waits is superseded.
+
+        Parameters
+        ----------
+        at : float, optional
+            When it was made, in seconds since the epoch.
+        erasures : int, optional
+            Of the interactions that the pass was made with. If the user has forgotten something since,
+            nothing is stored, and the answer is False.
         """
         facts: dict[str, object] = asdict(progress)
         if at is not None:
             facts["trained_at"] = at
         with self._transaction() as connection:
+            if erasures is not None and erasures != self.erasures():
+                return False
             connection.execute(
                 "INSERT INTO personal (id, w, b, own_rows, own_values) VALUES (1, ?, ?, ?, ?) "
                 "ON CONFLICT (id) DO UPDATE SET w = excluded.w, b = excluded.b, "
                 "own_rows = excluded.own_rows, own_values = excluded.own_values",
-                (
-                    personal.score_function.w.astype("<f4").tobytes(),
-                    personal.score_function.b,
-                    personal.own_rows.astype("<i8").tobytes(),
-                    personal.own_values.astype("<f4").tobytes(),
-                ),
+                personal_bytes(personal),
             )
             if update is not None:
                 seq, payload = update
-                connection.execute("INSERT INTO outbox (seq, payload) VALUES (?, ?)", (seq, payload))
+                superseded = connection.execute("DELETE FROM outbox WHERE seq < ?", (seq,)).rowcount
+                erasure.count(connection, erasure.WITHDRAWN, superseded)
+                connection.execute(
+                    "INSERT INTO outbox (seq, payload, sends) VALUES (?, ?, 0)", (seq, payload)
+                )
                 facts["seq"] = seq
             _set_facts(connection, facts)
+        return True
 
     def outbox(self, seq: int) -> bytes:
         """Give the encoded update `seq` that waits for its receipt."""
         return bytes(self._rows("SELECT payload FROM outbox WHERE seq = ?", seq)[0][0])
 
-    def settle(self, seq: int, verdict: Verdict) -> None:
-        """Take an answered update out of the outbox and count its verdict."""
+    def sending(self, seq: int) -> bytes | None:
+        """Note that the update `seq` is about to be sent, and give it; None if it was taken back."""
         with self._transaction() as connection:
-            connection.execute("DELETE FROM outbox WHERE seq = ?", (seq,))
+            connection.execute("UPDATE outbox SET sends = sends + 1 WHERE seq = ? AND sends < 2", (seq,))
+            rows = connection.execute("SELECT payload FROM outbox WHERE seq = ?", (seq,)).fetchall()
+        return bytes(rows[0][0]) if rows else None
+
+    def settle(self, seq: int, verdict: Verdict) -> bool:
+        """Take an answered update out of the outbox and count its verdict; nothing if it was taken back.
+
+        Tell whether the answer shows that its number was used before: a `duplicate` that was sent only once.
+        Then the database is older than what this device has sent, for example restored from a backup, and
+        the caller must draw a new incarnation, or the fleet would take more updates for duplicates.
+        """
+        with self._transaction() as connection:
+            waited = connection.execute("DELETE FROM outbox WHERE seq = ? RETURNING sends", (seq,)).fetchall()
+            if not waited:
+                return False
             connection.execute(
                 "INSERT INTO receipts (verdict, count) VALUES (?, 1) "
                 "ON CONFLICT (verdict) DO UPDATE SET count = count + 1",
                 (verdict,),
             )
+        return verdict == "duplicate" and waited[0][0] == 1
 
     def receipts(self) -> dict[str, int]:
         """Give how many receipts of each verdict came."""
@@ -375,6 +399,39 @@ class DeviceStore:
     def outbox_size(self) -> int:
         """Give how many updates wait."""
         return int(self._rows("SELECT count(*) FROM outbox")[0][0])
+
+
+def personal_bytes(personal: Personal) -> tuple[bytes, float, bytes, bytes]:
+    """Give a personal state as its table has it: w, b, own rows, own values."""
+    return (
+        personal.score_function.w.astype("<f4").tobytes(),
+        personal.score_function.b,
+        personal.own_rows.astype("<i8").tobytes(),
+        personal.own_values.astype("<f4").tobytes(),
+    )
+
+
+def personal_from_bytes(w: bytes, b: float, own_rows: bytes, own_values: bytes) -> Personal:
+    """Give the personal state that the table holds.
+
+    Raises
+    ------
+    ValueError
+        When it is damaged.
+    """
+    try:
+        vector = np.frombuffer(w, dtype="<f4").astype(np.float32)
+        personal = Personal(
+            score_function=ScoreFunction(w=vector, b=b),
+            own_rows=np.frombuffer(own_rows, dtype="<i8").astype(np.int64),
+            own_values=np.frombuffer(own_values, dtype="<f4").reshape(-1, vector.size).astype(np.float32),
+        )
+        personal.require_finite()
+    except (TypeError, EncodingError) as error:
+        raise ValueError(str(error)) from error
+    if len(personal.own_rows) != len(personal.own_values):
+        raise ValueError("as many rows as values are needed")
+    return personal
 
 
 def _set_facts(connection: sqlite3.Connection, facts: dict[str, object]) -> None:

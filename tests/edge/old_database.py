@@ -11,8 +11,9 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+from edge.database import MIGRATIONS
 from edge.scheduler import Progress
-from edge.store import MIGRATIONS, DeviceStore
+from edge.store import DeviceStore
 from tests.edge.builders import ITEM_KEYS, a_head, a_personal_state, a_store, a_table
 
 FOLDER = Path(__file__).parents[1] / "data" / "device"

@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 import broker.storage
 from broker.errors import CorruptError, DiskFullError, InUseError, NewerVersionError, NotWritableError
 from broker.protocol.messages import Head, encode
+from edge.database import MIGRATIONS
 from edge.personal import Personal
 from edge.scheduler import Progress
 from edge.session import Remembered
-from edge.store import MIGRATIONS, DeviceStore
+from edge.store import DeviceStore
 from tests.edge import old_database
 from tests.edge.builders import (
     INCARNATION,
@@ -360,7 +361,7 @@ def test_settle_empties_the_outbox_and_counts(store: DeviceStore) -> None:
 
 # -- all or nothing --------------------------------------------------------------------------------
 
-WRITES: dict[str, Callable[[DeviceStore], None]] = {
+WRITES: dict[str, Callable[[DeviceStore], object]] = {
     "set_facts": lambda store: store.set_facts(one=1, two=2),
     "record": lambda store: store.record([("apple", 1.0), ("date", 2.0)]),
     "replace_model": lambda store: store.replace_model(
@@ -614,7 +615,7 @@ def test_database_of_a_later_release_is_refused_untouched(store: DeviceStore, pa
 
 def test_migration_that_fails_leaves_no_half_database(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next start begins it again."""
-    monkeypatch.setattr("edge.store.MIGRATIONS", (*MIGRATIONS, ("CREATE TABLE x (y)", "no SQL")))
+    monkeypatch.setattr("edge.database.MIGRATIONS", (*MIGRATIONS, ("CREATE TABLE x (y)", "no SQL")))
     with pytest.raises(NotWritableError):
         DeviceStore(path)
     monkeypatch.undo()
@@ -689,7 +690,7 @@ def big_head_and_table() -> tuple[Head, Any]:
     ids=["record", "replace_model", "save_pass"],
 )
 def test_full_disk_is_named_and_changes_nothing(
-    small_disk: Path, write: Callable[[DeviceStore], None]
+    small_disk: Path, write: Callable[[DeviceStore], object]
 ) -> None:
     """With room again, the same call succeeds."""
     path = small_disk / "device.sqlite3"
@@ -720,12 +721,13 @@ def test_full_disk_at_the_first_start_is_named(small_disk: Path) -> None:
         DeviceStore(small_disk / "device.sqlite3")
 
 
-def test_personal_state_with_infinite_bias_survives(store: DeviceStore) -> None:
-    """SQLite keeps infinity; NaN, which it does not, never gets here: see the agent."""
+def test_personal_state_that_is_not_finite_is_damage(store: DeviceStore) -> None:
+    """It never gets there by the agent, and is of no use; ``start`` makes a new database without it."""
     state = Personal(
         score_function=ScoreFunction(w=np.ones(2, dtype=np.float32), b=float("inf")),
         own_rows=np.empty(0, dtype=np.int64),
         own_values=np.empty((0, 2), dtype=np.float32),
     )
     store.save_pass(state, Progress(), None)
-    assert_same_state(store.personal(), state)
+    with pytest.raises(CorruptError, match="the personal state cannot be read"):
+        store.personal()

@@ -29,7 +29,7 @@ from broker.connection import Connection
 from broker.storage import connect_sqlite
 
 PROGRAMS = {
-    "edge-client": ("edge.cli", "edge.store"),
+    "edge-client": ("edge.cli", "edge.database"),
     "edge-aggregator": ("broker.aggregator.cli", "broker.aggregator.store.sqlite"),
 }
 """For each program the module of its command and the module that opens its database."""
