@@ -7,7 +7,7 @@ own view of the catalogue are named: likeness, not a part of the score.
 
 import numpy as np
 
-from trainer.params import Floats, Rows
+from trainer.params import Floats, Rows, as_index
 from trainer.taste import TasteSettings, contributions
 
 
@@ -47,7 +47,7 @@ def _likeness(table: Floats, items: Rows, rows: Rows) -> Floats:
     centre = table.mean(axis=0)
     units = []
     for some in (rows, items):
-        vectors = table.take(some, axis=0) - centre
+        vectors = table.take(as_index(some), axis=0) - centre
         lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))[:, None]
         units.append(np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0))
     likeness: Floats = np.dot(units[0], units[1].T)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.errors import ParameterError
-from trainer.params import Floats, Hyperparameters, Rows
+from trainer.params import Floats, Hyperparameters, Rows, as_index
 from trainer.sampling import NegativeSampler, draw_for_each
 
 _MARKED_PER_SAMPLE = 200
@@ -146,7 +146,8 @@ def draw_batches(
         cell += _shuffled_batches(n_positives, n_samples, hyperparameters.batch_size, rng) * width
     shape = (n_users, n_batches, width)
     n_first = int(n_positives.sum())
-    bias = np.bincount(cell[n_first:], minlength=n_users * n_batches * width).astype(np.float32)
+    n_cells = n_users * n_batches * width
+    bias = np.bincount(as_index(cell[n_first:]), minlength=n_cells).astype(np.float32)
     samples = bias.copy()
     # A user's positives are different items, so that no cell is here twice.
     samples[cell[:n_first]] += 1.0
@@ -185,7 +186,7 @@ def _cells(
         distinct, position = _distinct(keys, n_items)
         return distinct[None], np.array([distinct.size]), position
     # A key is a user's item.
-    offsets = np.arange(len(positives)) * n_items
+    offsets = np.arange(len(positives), dtype=np.int64) * n_items
     negative_keys = draw_for_each(samplers, n_samples - n_positives, n_items, rng)
     positive_keys = np.concatenate(positives)
     positive_keys += offsets.repeat(n_positives)
@@ -202,7 +203,7 @@ def _cells(
         place += np.arange(0, len(positives) * (n_batches - 1) * width, (n_batches - 1) * width).repeat(
             n_rows
         )
-    return rows.reshape(-1, width), n_rows, place.take(position)
+    return rows.reshape(-1, width), n_rows, place.take(as_index(position))
 
 
 def _require_drawable(
@@ -240,7 +241,7 @@ def _distinct(keys: Rows, n_keys: int) -> tuple[Rows, Rows]:
         return np.unique(keys, return_inverse=True)
     mark = np.zeros(n_keys, dtype=np.bool_)
     mark[keys] = True
-    distinct = mark.nonzero()[0]
+    distinct = mark.nonzero()[0].astype(np.int64, copy=False)
     position = np.empty(n_keys, dtype=np.int64)
     position[distinct] = np.arange(distinct.size)
     return distinct, position[keys]

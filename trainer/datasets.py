@@ -361,7 +361,7 @@ def _interactions(columns: _Columns, source: str, min_interactions: int) -> Inte
     items = items[kept[users]]
     used = np.zeros(len(columns.item_of), dtype=np.bool_)
     used[items] = True
-    row_of = np.cumsum(used) - 1
+    row_of = np.cumsum(used, dtype=np.int64) - 1
     return Interactions(
         user_keys=tuple(key for key, stays in zip(columns.user_of, kept.tolist(), strict=True) if stays),
         item_keys=tuple(key for key, stays in zip(columns.item_of, used.tolist(), strict=True) if stays),

@@ -12,7 +12,7 @@ import numpy as np
 
 from trainer.algorithms.interface import OwnRows, Scores, Scoring, Shared
 from trainer.metrics import RankingMetrics, metrics_from_ranks, ranks_among_candidates
-from trainer.params import Floats, Rows
+from trainer.params import Floats, Rows, as_index
 from trainer.splits import Split
 
 _MAX_BLOCK_USERS = 256
@@ -220,5 +220,5 @@ def full_ranks(view: View, train: Sequence[Rows], test: Rows) -> Rows:
 
 def popularity_metrics(split: Split, candidates: Rows) -> RankingMetrics:
     """Rank by how many users have the item in training: the baseline without any personalisation."""
-    counts = np.bincount(np.concatenate(split.train), minlength=split.n_items)
+    counts = np.bincount(as_index(np.concatenate(split.train)), minlength=split.n_items)
     return metrics_from_ranks(ranks_among_candidates(counts[candidates].astype(np.float32)))

@@ -34,7 +34,7 @@ import numpy as np
 from trainer.aggregation import Accumulator
 from trainer.batches import Batch, Drawn, draw_batches
 from trainer.errors import ParameterError
-from trainer.params import Floats, Hyperparameters, Rows, ScoreFunction
+from trainer.params import Floats, Hyperparameters, Rows, ScoreFunction, as_index
 from trainer.sampling import NegativeSampler
 
 _HALF = np.float32(0.5)
@@ -86,21 +86,22 @@ class LocalResult:
     @property
     def values(self) -> Floats:
         """The rows after the pass: the user's own view; shape (n_rows, dim), float32, computed anew."""
-        values: Floats = self.table.take(self.rows, axis=0)
+        values: Floats = self.table.take(as_index(self.rows), axis=0)
         values += self.change
         return values
 
     def values_at(self, positions: Rows) -> Floats:
         """Give some of the rows after the pass, by their positions in `rows`; shape (n, dim), float32."""
-        values: Floats = self.table.take(self.rows.take(positions), axis=0)
-        values += np.dot(self.coefficients.take(positions, axis=1).T, self.vectors)
+        places = as_index(positions)
+        values: Floats = self.table.take(as_index(self.rows.take(places)), axis=0)
+        values += np.dot(self.coefficients.take(places, axis=1).T, self.vectors)
         return values
 
     def products(self, w: Floats) -> Floats:
         """Give ``values · w``; shape (n_rows,), float32."""
         if self.own_products is not None and w.tobytes() == self.score_function.w.tobytes():
             return self.own_products.copy()
-        products: Floats = np.dot(self.table.take(self.rows, axis=0), w)
+        products: Floats = np.dot(self.table.take(as_index(self.rows), axis=0), w)
         products += np.dot(np.dot(self.vectors, w), self.coefficients)
         return products
 
@@ -239,7 +240,7 @@ def local_passes(
         raise ParameterError(f"w has shape {W.shape[1:]}; the rows of the table have {table.shape[1:]}")
     drawn = draw_batches(len(table), positives, samplers, hyperparameters, rng)
     steps = _joint_steps if joint else _alternating_steps
-    values = table.take(drawn.rows.ravel(), axis=0).reshape(*drawn.rows.shape, -1)
+    values = table.take(as_index(drawn.rows.ravel()), axis=0).reshape(*drawn.rows.shape, -1)
     after = steps(values, W * _HALF, b * _HALF, drawn.batches, hyperparameters, bias=bias)
     half_W, half_b, half_products, coefficients, vectors = after
     if len(drawn.batches) > table.shape[1]:

@@ -13,9 +13,19 @@ from trainer.errors import ParameterError
 
 Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
+Index = NDArray[np.intp]
 
 MAX_DIM = 1024
 """Widest embedding that anything here accepts; published models of this kind use 8 to 512."""
+
+
+def as_index(rows: Rows | Index) -> Index:
+    """Give row numbers in numpy's own type of an index.
+
+    It is int64, and nothing is copied, but on a 32-bit processor it is int32; there `take`, `repeat` and
+    `bincount` refuse int64. (Indexing with ``[]`` takes either.)
+    """
+    return rows.astype(np.intp, copy=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

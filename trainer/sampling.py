@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.errors import ParameterError
-from trainer.params import Rows
+from trainer.params import Index, Rows, as_index
 
 Protocol = Literal["published", "clean"]
 _LISTED_PER_DRAW = 20
@@ -59,12 +59,12 @@ class NegativeSampler:
             # Listing the allowed items is cheaper than that many searches; the answer is the same.
             allowed = np.ones(self.n_items, dtype=np.bool_)
             allowed[self.gaps + np.arange(self.gaps.size)] = False
-            return allowed.nonzero()[0].take(nth)
+            return allowed.nonzero()[0].take(as_index(nth)).astype(np.int64, copy=False)
         return nth + self.gaps.searchsorted(nth, side="right")
 
 
 def draw_for_each(
-    samplers: Sequence[NegativeSampler], counts: Rows, stride: int, rng: np.random.Generator
+    samplers: Sequence[NegativeSampler], counts: Rows | Index, stride: int, rng: np.random.Generator
 ) -> Rows:
     """Draw for several users at once what `NegativeSampler.draw` draws for one after the other.
 
@@ -82,7 +82,8 @@ def draw_for_each(
     """
     n_excluded = np.array([sampler.gaps.size for sampler in samplers])
     n_allowed = np.array([sampler.n_items for sampler in samplers]) - n_excluded
-    offsets = np.arange(len(samplers)) * stride
+    offsets = np.arange(len(samplers), dtype=np.int64) * stride
+    counts = as_index(counts)
     nth: Rows = (rng.random(int(counts.sum())) * n_allowed.repeat(counts)).astype(np.int64)
     gaps = np.concatenate([sampler.gaps for sampler in samplers])
     gaps += offsets.repeat(n_excluded)
@@ -93,7 +94,7 @@ def draw_for_each(
         for line, sampler in zip(allowed, samplers, strict=True):
             line[sampler.n_items :] = False
         nth += (n_allowed.cumsum() - n_allowed).repeat(counts)
-        return allowed.reshape(-1).nonzero()[0].take(nth)
+        return allowed.reshape(-1).nonzero()[0].take(as_index(nth)).astype(np.int64, copy=False)
     # One search for all: a user's numbers lie between those of the users before and after.
     nth += offsets.repeat(counts)
     nth += gaps.searchsorted(nth, side="right") - excluded_before.repeat(counts)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainer.errors import ParameterError
-from trainer.params import Floats, Rows, ScoreFunction
+from trainer.params import Floats, Rows, ScoreFunction, as_index
 
 _FORGOTTEN = 16.0
 """Ages in units of `recency` from which an item's weight is below float32's resolution."""
@@ -79,7 +79,7 @@ def _weighted(table: Floats, centre: Floats, items: Rows, recency: float) -> tup
     """Give the weights and the centred vectors whose sum is h; of those of the items that still count."""
     if recency:
         items = items[-int(_FORGOTTEN * recency + 1) :]
-    vectors = table.take(items, axis=0)
+    vectors = table.take(as_index(items), axis=0)
     vectors -= centre
     lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
     weights = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
@@ -113,7 +113,7 @@ def contributions(table: Floats, w: Floats, items: Rows, settings: TasteSettings
     length = float(np.sqrt(np.dot(direction, direction)))
     if length > 0:
         scale = np.float32(settings.strength * float(np.sqrt(np.dot(w, w))) / length)
-        above = table.take(rows, axis=0) - centre
+        above = table.take(as_index(rows), axis=0) - centre
         added[:, items.size - weights.size :] = np.dot(above, vectors.T) * (weights * scale)
     return added
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from trainer.errors import ParameterError
-from trainer.params import Floats, Rows
+from trainer.params import Floats, Rows, as_index
 
 
 class Accumulator:
@@ -41,7 +41,7 @@ class Accumulator:
         if rows.size and (np.minimum.reduce(rows) < 0 or np.maximum.reduce(rows) >= len(self._sum)):
             raise ParameterError(f"rows must lie in 0..{len(self._sum) - 1}")
         # The same as `_sum[rows] += ...`, whose reading of rows is the slower of numpy's two ways.
-        renewed = self._sum.take(rows, axis=0)
+        renewed = self._sum.take(as_index(rows), axis=0)
         renewed += change if weight == 1.0 else change * np.float32(weight)
         self._sum[rows] = renewed
         self.weight += weight

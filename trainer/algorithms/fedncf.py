@@ -17,7 +17,7 @@ from trainer.algorithms.linear import own_starts
 from trainer.batches import Batch, draw_batches
 from trainer.errors import ParameterError
 from trainer.local import LocalPasses
-from trainer.params import Floats, Hyperparameters, Rows, initial_table
+from trainer.params import Floats, Hyperparameters, Rows, as_index, initial_table
 from trainer.sampling import NegativeSampler
 
 Layers = list[tuple[Scores, Scores]]
@@ -174,7 +174,7 @@ class FedNCF:
         changes = np.zeros((n_users, dim, drawn.rows.shape[1]), dtype=np.float32)
         for user, p in enumerate(W):
             rows, batches = drawn.of(user)
-            before: Floats = shared.table.take(rows, axis=0)
+            before: Floats = shared.table.take(as_index(rows), axis=0)
             after[user], values, networks[user] = self._trained(
                 p, before, shared.network, batches, hyperparameters
             )
