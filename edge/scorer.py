@@ -4,11 +4,14 @@ This file is the only home of TFLite, and imports it when a ``TfliteScorer`` is 
 process that does not score does not load it. It knows no store, no catalogue keys and no user.
 """
 
+import ctypes
 import hashlib
 import importlib
 import importlib.util
 import math
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from importlib.resources.abc import Traversable
 from threading import Lock
@@ -29,6 +32,10 @@ MODEL_SHA256 = "99fa7ef188e8af00e0b960029d51ff969af1e07675b8663393a77b4ce8ef9b1d
 It is compared before the file is parsed: TFLite trusts the bytes and ends the process with a segmentation
 fault on a truncated file.
 """
+
+_LIBC = ctypes.CDLL(None)
+_FENV_BYTES = 64
+"""Room for C's ``fenv_t``: 4 bytes on 32-bit ARM, 8 on 64-bit, 32 on x86-64."""
 
 _RUNTIMES = ("tflite_runtime", "ai_edge_litert")
 _NUMPY_1_ONLY = "tflite_runtime"
@@ -351,13 +358,30 @@ def _first_working_interpreter() -> Any:
 
 
 def _interpreter(package: str, model: bytes) -> Any:
-    module = importlib.import_module(f"{package}.interpreter")
+    with _arithmetic_kept():
+        module = importlib.import_module(f"{package}.interpreter")
     return module.Interpreter(
         model_content=model,
         num_threads=1,
         # XNNPACK takes no part of a model with dynamic shapes; it would only announce itself on stderr.
         experimental_op_resolver_type=module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
     )
+
+
+@contextmanager
+def _arithmetic_kept() -> Iterator[None]:
+    """Undo what a library does to this thread's floating-point unit when it is loaded.
+
+    tflite-runtime for 32-bit ARM is linked with ``-ffast-math``: its first lines have numbers below 2.2e-308
+    taken for zero from then on, in all that the process computes.
+    """
+    environment = ctypes.create_string_buffer(_FENV_BYTES)
+    known = _LIBC.fegetenv(environment) == 0
+    try:
+        yield
+    finally:
+        if known:
+            _LIBC.fesetenv(environment)
 
 
 def _require_fit(table: Floats, score_function: ScoreFunction) -> None:

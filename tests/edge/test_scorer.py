@@ -76,6 +76,22 @@ def run_python(code: str, cwd: Path) -> str:
 
 
 @needs_tflite
+def test_tflite_leaves_the_arithmetic_of_the_process_as_it_was() -> None:
+    """The build for 32-bit ARM lets whoever loads it take numbers below 2.2e-308 for zero from then on."""
+    code = (
+        "import sys\n"
+        "import numpy as np\n"
+        "from edge.scorer import make_scorer\n"
+        "from trainer.params import ScoreFunction\n"
+        "before = sys.float_info.min / 2\n"
+        "scorer = make_scorer('tflite')\n"
+        "scorer.logits(np.eye(3, dtype=np.float32), ScoreFunction(w=np.ones(3, dtype=np.float32), b=0.0))\n"
+        "print(before > 0.0, sys.float_info.min / 2 == before)"
+    )
+    assert run_python(code, PACKAGE.parent) == "True True"
+
+
+@needs_tflite
 @pytest.mark.parametrize("choice", ["auto", "tflite"])
 def test_make_scorer_where_tflite_works_gives_it(choice: ScorerChoice) -> None:
     """TFLite comes first."""
