@@ -12,7 +12,7 @@ from trainer.errors import ParameterError
 from trainer.evaluation import OwnRowsView, SharedView, popularity_metrics, sampled_ranks
 from trainer.local import local_pass
 from trainer.metrics import metrics_from_ranks
-from trainer.params import initial_score_function, initial_table, paper_hyperparameters
+from trainer.params import as_index, initial_score_function, initial_table, paper_hyperparameters
 from trainer.sampling import NegativeSampler
 from trainer.splits import MIN_INTERACTIONS, Interactions, leave_one_out, sampled_candidates
 from trainer.synthetic import SyntheticSettings, generate, generate_large
@@ -85,7 +85,7 @@ def test_generate_has_popular_items(generator: Generate) -> None:
     """The most popular tenth of the items has far more than a tenth of the interactions."""
     data = generator(SyntheticSettings(), np.random.default_rng(2))
 
-    counts = np.sort(np.bincount(data.items, minlength=data.n_items))[::-1]
+    counts = np.sort(np.bincount(as_index(data.items), minlength=data.n_items))[::-1]
     assert counts[:40].sum() > 0.2 * data.items.size
 
 
@@ -93,7 +93,7 @@ def test_generate_has_popular_items(generator: Generate) -> None:
 def test_generate_orders_a_history_at_random(generator: Generate) -> None:
     """The held-out last items are as popular as the others: order in time tells nothing."""
     data = generator(SyntheticSettings(n_users=1000), np.random.default_rng(3))
-    counts = np.bincount(data.items, minlength=data.n_items)
+    counts = np.bincount(as_index(data.items), minlength=data.n_items)
     excess = [counts[data.of(user)[-1]] - counts[data.of(user)].mean() for user in range(data.n_users)]
 
     # Five standard errors of the mean.
@@ -131,7 +131,7 @@ def test_generate_gives_what_it_always_gave() -> None:
 
 
 def _popularity_by_rank(data: Interactions) -> Any:
-    counts = np.sort(np.bincount(data.items, minlength=data.n_items))[::-1]
+    counts = np.sort(np.bincount(as_index(data.items), minlength=data.n_items))[::-1]
     return counts.reshape(10, -1).sum(axis=1) / data.items.size
 
 
@@ -146,7 +146,7 @@ def test_generate_large_has_the_distribution_of_generate(loyalty: float) -> None
     shared = []
     for data in (one, other):
         has = np.zeros((data.n_users, data.n_items))
-        has[np.repeat(np.arange(data.n_users), np.diff(data.indptr)), data.items] = 1
+        has[np.repeat(np.arange(data.n_users), as_index(np.diff(data.indptr))), data.items] = 1
         shared.append(np.quantile(has[:1000] @ has[1000:].T, [0.1, 0.5, 0.9, 0.99]))
     np.testing.assert_allclose(shared[0], shared[1], atol=2)
 
