@@ -26,7 +26,9 @@ from broker.embedded import BrokerKind, free_port, mosquitto_path, own_broker
 
 KINDS: tuple[BrokerKind, ...] = ("mosquitto", "amqtt")
 HOST = "127.0.0.1"
-PATIENCE_S = 30.0
+SLOWNESS = float(os.environ.get("PFEDREC_SLOWNESS", "1"))
+"""How many times slower than an ordinary machine this one is; an emulated one is about 10 times."""
+PATIENCE_S = 30.0 * SLOWNESS
 """How long anything is waited for before a test fails."""
 
 _T = TypeVar("_T")

@@ -6,13 +6,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
-from tests.brokers import KINDS, RunningBroker
+from tests.brokers import KINDS, SLOWNESS, RunningBroker
 
 # The machine that tests run on may be busy; what they wait for is trained all the same.
 os.environ["PFEDREC_TRAINING_MAX_LOAD_PER_CORE"] = "0"
 # A shell starts background jobs with Ctrl-C ignored, and children inherit that; the tests of Ctrl-C need it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long an example takes says nothing about the code where the machine is that slow.
+settings.register_profile("slow machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+if SLOWNESS > 1.0:
+    settings.load_profile("slow machine")
 
 every_kind = [pytest.param(kind, marks=pytest.mark.mqtt) for kind in KINDS]
 

@@ -32,11 +32,11 @@ from pathlib import Path
 from typing import Any
 
 from broker.embedded import BrokerKind
+from tests.brokers import PATIENCE_S
 from tests.integration import sweep
 from tests.integration.evidence import Call, Finding, findings, place_witnesses
 from tests.integration.processes import (
     AUTOSAVES,
-    PATIENCE_S,
     Directories,
     Fleet,
     HarnessError,

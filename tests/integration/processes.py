@@ -18,12 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from broker.embedded import BrokerKind, free_port, mosquitto_path
+from tests.brokers import HOST, PATIENCE_S
 
-HOST = "127.0.0.1"
 FLEET = "kills"
 CHECKOUT = Path(__file__).parents[2]
-PATIENCE_S = 30.0
-"""How long a process may take to start or to end."""
 _POLL_S = 0.01
 
 AUTOSAVES = {

@@ -18,9 +18,9 @@ from typing import Literal
 
 from broker.embedded import BrokerKind
 from broker.protocol.messages import Head, decode
+from tests.brokers import PATIENCE_S
 from tests.integration.evidence import Call, Finding, findings, opened, place_witnesses
 from tests.integration.processes import (
-    PATIENCE_S,
     Directories,
     Fleet,
     HarnessError,
