@@ -52,10 +52,14 @@ def run(command: click.Command, prog: str) -> NoReturn:
         code = outcome if isinstance(outcome, int) else ExitCode.OK
         if sys.stdout is not None:  # it may have been closed by the caller
             sys.stdout.flush()
-    except _TerminatedError:
+    except TerminatedError:
         code = _say(prog, "stopped by SIGTERM", ExitCode.TERMINATED)
-    except click.exceptions.Abort:
-        code = _say(prog, "stopped by Ctrl-C", ExitCode.INTERRUPTED)
+    except click.exceptions.Abort as abort:
+        # Click makes it of our own, too, which is a KeyboardInterrupt.
+        if isinstance(abort.__cause__, TerminatedError):
+            code = _say(prog, "stopped by SIGTERM", ExitCode.TERMINATED)
+        else:
+            code = _say(prog, "stopped by Ctrl-C", ExitCode.INTERRUPTED)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         code = error.exit_code
@@ -76,12 +80,12 @@ def run(command: click.Command, prog: str) -> NoReturn:
     sys.exit(code)
 
 
-class _TerminatedError(BaseException):
-    """SIGTERM came; no error that anybody on the way up should handle."""
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM came; of the kind that nobody on the way up handles."""
 
 
 def _terminate(_number: int, _frame: object) -> NoReturn:
-    raise _TerminatedError
+    raise TerminatedError
 
 
 @contextlib.contextmanager

@@ -14,6 +14,8 @@ from edge.store import DeviceStore
 
 _TELL_AGAIN_S = 600.0
 """At most so often a moment alone is told anew."""
+_SETTLE_S = 1.0
+"""What changes again within this time is told once: a fetch, a pass and the rest after it take a moment."""
 
 
 class Bulletin:
@@ -31,6 +33,7 @@ class Bulletin:
         self._told: tuple[object, ...] = ()
         self._moments: tuple[float | None, ...] = ()
         self._told_at = 0.0
+        self._settles_at: float | None = None
 
     def tell(
         self,
@@ -53,10 +56,15 @@ class Bulletin:
         )
         moments = (session.check_in_at, look_at)
         is_old = moments != self._moments and now >= self._told_at + _TELL_AGAIN_S
-        if told == self._told and not is_old:
-            return
-        self._told, self._moments, self._told_at = told, moments, now
         self.line = f"{told[1]}: {told[2] or '-'}" + ("" if session.online else "; the broker is away")
+        if told == self._told and not is_old:
+            self._settles_at = None
+            return
+        if self._settles_at is None:
+            self._settles_at = now + _SETTLE_S if self._told else now
+        if now < self._settles_at:
+            return
+        self._told, self._moments, self._told_at, self._settles_at = told, moments, now, None
         self._store.set_facts(
             online=int(session.online),
             activity=told[1],

@@ -99,7 +99,10 @@ def decide(
     if not (outbox_empty and check_in_due):
         if revision > progress.trained_revision:
             return _NEW_INTERACTIONS
-        return _CHECK_IN if outbox_empty else _OUTBOX
+        if not outbox_empty:
+            return _OUTBOX
+        rests = progress.idle_passes >= max_idle_passes and revision <= progress.contributed_revision
+        return _RESTING if rests else _CHECK_IN
     if revision > progress.contributed_revision:
         return _CONTRIBUTE
     if progress.idle_passes >= max_idle_passes:

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from broker.commandline import Duration, Identifier, Setting, echo_facts, echo_json, run, say, toml_value
+from edge.fleet.termination import terminable
 from trainer.params import MAX_DIM
 
 ALGORITHM_NAMES = (
@@ -213,9 +214,10 @@ def run_command(
         **options,
     )
     with tempfile.TemporaryDirectory(prefix="edge-fleet-") as directory:
-        outcome = asyncio.run(
-            run_live(live_options, out, Path(directory), overwrite=overwrite, save_users=save_users, say=say)
+        work = run_live(
+            live_options, out, Path(directory), overwrite=overwrite, save_users=save_users, say=say
         )
+        outcome = asyncio.run(terminable(work))
     _show(outcome.scenario, outcome.summary, out, outcome.ledger, as_json=as_json)
 
 

@@ -174,8 +174,8 @@ def test_agent_forgets_a_download_that_was_given_up(
 ) -> None:
     """Chunks that come too late are fetched once more, not stored behind the session's back."""
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr("edge.session.FETCH_TIMEOUT_S", 0.3)
-    monkeypatch.setattr("edge.session.FETCH_RETRY_S", 1.0)
+    monkeypatch.setattr("edge.session.FETCH_TIMEOUT_S", 2.0)
+    monkeypatch.setattr("edge.session.FETCH_RETRY_S", 3.0)
     record(directory, "bread")
     head = a_head(plan=QUICK)
     aggregator.publish_head(head)
