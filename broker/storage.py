@@ -234,6 +234,21 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     sync_directory(path.parent)
 
 
+def sync_file(path: Path) -> None:
+    """Make what was done to a file, its length too, outlive a power failure; none if there is no such file.
+
+    Raises
+    ------
+    NotWritableError, DiskFullError
+    """
+    with named_failures(path), suppress(FileNotFoundError):
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 def sync_directory(path: Path) -> None:
     """Make what was made, renamed or removed in `path` outlive a power failure, where the file system can."""
     with suppress(OSError):

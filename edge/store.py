@@ -15,6 +15,7 @@ import numpy as np
 from broker.errors import EncodingError, InUseError, ProtocolError
 from broker.protocol.messages import Head, Verdict, decode, encode
 from broker.protocol.versions import catalogue_bytes, sha256, table_bytes
+from broker.storage import sync_file
 from edge import erasure, retention
 from edge.database import Database
 from edge.erasure import Erased, Selection
@@ -202,6 +203,8 @@ class DeviceStore(Database):
         """
         with self._named():
             done = erasure.scrub(self._connection)
+        # SQLite cuts its log to nothing, but does not wait until the disk knows.
+        sync_file(self._path.with_name(f"{self._path.name}-wal"))
         if not done:
             raise InUseError(
                 f"{self._path} is being read by another process, so that its log may still hold what was "
