@@ -13,8 +13,10 @@ from typing import Any
 WITHDRAWN, REMOVED, ERASURES = "withdrawn", "removed", "erasures"
 """Facts that count: updates that left the outbox without an answer; interactions that were removed; how
 often the user has forgotten something."""
-_KEPT_BY_RESET = ("connection",)
-"""Its statuses must go on to grow, or the fleet takes them for old last wills."""
+LEFT_ON_BROKERS = "home_topics"
+"""A fact: the retained messages on home automation's brokers; only who knows of them can take them away."""
+_KEPT_BY_RESET = ("connection", LEFT_ON_BROKERS)
+"""Of the first: its statuses must go on to grow, or the fleet takes them for old last wills."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -49,8 +49,9 @@ def _iso(seconds: float) -> str:
 
 
 def _settings(config: DeviceConfig) -> dict[str, Any]:
-    # The address as text has no password.
-    return asdict(config) | {"broker": str(config.address)}
+    # An address as text has no password.
+    home = "" if config.home_address is None else str(config.home_address)
+    return asdict(config) | {"broker": str(config.address), "home_broker": home}
 
 
 def _personal(store: DeviceStore, personal: Personal | None) -> dict[str, Any] | None:

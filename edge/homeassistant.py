@@ -186,5 +186,23 @@ def read_command(payload: bytes, now: float) -> Interaction:
     return read_interaction(value, now)
 
 
+def read_left_behind(told: object) -> dict[str, list[Topic]]:
+    """Read which topics hold retained messages, by broker; what is damaged names none."""
+    try:
+        found = json.loads(told) if isinstance(told, str) else {}
+    except (ValueError, RecursionError):
+        return {}
+    listed = found.items() if isinstance(found, dict) else ()
+    return {
+        place: [Topic(topic) for topic in topics]
+        for place, topics in listed
+        if isinstance(topics, list) and all(map(_is_topic, topics))
+    }
+
+
+def _is_topic(value: object) -> bool:
+    return isinstance(value, str) and bool(value) and value.isprintable() and not set(value) & {"+", "#"}
+
+
 def _json(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False).encode()

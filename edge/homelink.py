@@ -17,8 +17,9 @@ from broker.connection import Connected, Connection, EventQueue, LinkEvent, Lost
 from broker.errors import ParameterError, PFedRecError
 from broker.protocol.topics import Topic
 from edge.config import DeviceConfig
+from edge.erasure import LEFT_ON_BROKERS
 from edge.facts import device_facts
-from edge.homeassistant import HomeTopics, read_command, state_payload
+from edge.homeassistant import HomeTopics, read_command, read_left_behind, state_payload
 from edge.store import DeviceStore
 
 _LOG = logging.getLogger(__name__)
@@ -27,8 +28,6 @@ _LOOK_S = 2.0
 """Between looks whether a sensor has another value."""
 _STOP_S = 0.5
 """Longest wait for an event: bounds how long a stop request goes unnoticed."""
-_FACT = "home_topics"
-"""Names the retained messages that were left on brokers, until they are taken away."""
 
 
 def place_of(address: BrokerAddress) -> str:
@@ -38,9 +37,7 @@ def place_of(address: BrokerAddress) -> str:
 
 def left_behind(store: DeviceStore) -> dict[str, list[Topic]]:
     """Give the topics that hold retained messages of this device, by broker (see `place_of`)."""
-    told = store.fact(_FACT)
-    found: dict[str, list[str]] = json.loads(told) if told else {}
-    return {place: [Topic(topic) for topic in topics] for place, topics in found.items()}
+    return read_left_behind(store.fact(LEFT_ON_BROKERS))
 
 
 class HomeLink:
@@ -182,7 +179,7 @@ class HomeLink:
     def _remember(self, topics: list[Topic]) -> None:
         everywhere = left_behind(self._store) | {place_of(self._address): topics}
         kept = {place: topics for place, topics in everywhere.items() if topics}
-        self._store.set_facts(**{_FACT: json.dumps(kept)})
+        self._store.set_facts(**{LEFT_ON_BROKERS: json.dumps(kept)})
 
     def _tell(self) -> None:
         state = state_payload(device_facts(self._config, self._store, running=True))

@@ -12,6 +12,7 @@ Only ``start`` and ``reset`` do this, which have the directory for themselves; o
 sentence that it is damaged.
 """
 
+import json
 import secrets
 import sqlite3
 import time
@@ -25,10 +26,12 @@ import numpy as np
 
 from broker.errors import CorruptError, PFedRecError
 from broker.protocol.messages import VERDICTS, Head, decode
+from broker.protocol.topics import Topic
 from broker.protocol.versions import catalogue_bytes, sha256
 from broker.storage import connect_sqlite, named_failures, sync_directory
 from edge.config import DATABASE_NAME, alone, open_store
-from edge.erasure import ERASURES, REMOVED, WITHDRAWN
+from edge.erasure import ERASURES, LEFT_ON_BROKERS, REMOVED, WITHDRAWN
+from edge.homeassistant import read_left_behind
 from edge.personal import Personal
 from edge.putaside import finish, rebuilt_name, stamp
 from edge.salvage import Interaction, salvage
@@ -67,6 +70,8 @@ class Remains:
         Updates in the outbox.
     identities : list of (bytes, int)
         What tells interactions that are sent again, with the ids of those kept.
+    left_on_brokers : dict
+        Topics that hold messages on home automation's brokers.
     """
 
     interactions: list[Interaction]
@@ -79,6 +84,7 @@ class Remains:
     item_keys: list[str] | None
     waiting: int
     identities: list[tuple[bytes, int]]
+    left_on_brokers: dict[str, list[Topic]]
 
     @property
     def missing(self) -> int | None:
@@ -185,6 +191,7 @@ def read(path: Path) -> Remains:
         item_keys=item_keys,
         waiting=len(_query(path, "SELECT seq FROM outbox")),
         identities=_identities(path, {row.id for row in interactions}),
+        left_on_brokers=read_left_behind(facts.get(LEFT_ON_BROKERS)),
     )
 
 
@@ -299,7 +306,8 @@ def _fill(connection: sqlite3.Connection, remains: Remains, now: int) -> None:
     # What cannot be told apart any more begins anew: all that is gone is no longer missing.
     counts[REMOVED] = revision - len(remains.interactions) - counts.get(ERASURES, 0)
     counts["incarnation"] = secrets.randbits(53)
-    connection.executemany("INSERT INTO facts (name, value) VALUES (?, ?)", list(counts.items()))
+    facts = counts | {LEFT_ON_BROKERS: json.dumps(remains.left_on_brokers)}
+    connection.executemany("INSERT INTO facts (name, value) VALUES (?, ?)", list(facts.items()))
     connection.executemany("INSERT INTO receipts VALUES (?, ?)", list(remains.receipts.items()))
     if remains.personal is not None:
         connection.execute("INSERT INTO personal VALUES (1, ?, ?, ?, ?)", personal_bytes(remains.personal))

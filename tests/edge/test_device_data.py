@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from broker.storage import exclusive
 from edge.config import DATABASE_NAME, DeviceConfig, initialise
+from edge.homelink import left_behind
 from edge.retention import Retention
 from edge.scheduler import Progress
 from tests.edge.builders import ITEM_KEYS, a_head, a_personal_state, a_store, a_table
@@ -23,8 +24,9 @@ SECRET = "a-secret-taste"  # noqa: S105 - no password, but nobody's business eit
 def directory(tmp_path: Path) -> Path:
     """Give a device that has learnt from six interactions, one of them secret."""
     path = tmp_path / "me"
-    broker = "mqtt://me:pass-word@127.0.0.1:1"
-    initialise(path, DeviceConfig(device_id="pi-1", fleet="shop", broker=broker, scorer="numpy"))
+    broker, home = "mqtt://me:pass-word@127.0.0.1:1", "mqtt://me:pass-word@127.0.0.1:2"
+    config = DeviceConfig(device_id="pi-1", fleet="shop", broker=broker, home_broker=home, scorer="numpy")
+    initialise(path, config)
     with looking_at(path) as store:
         store.replace_model(a_head(7), a_table(), ITEM_KEYS)
         store.record(
@@ -49,12 +51,13 @@ def exported(directory: Path) -> dict[str, Any]:
 
 
 def test_export_has_everything_but_secrets(directory: Path) -> None:
-    """Interactions, personal state, outbox and receipts; not the broker's password."""
+    """Interactions, personal state, outbox and receipts; not the brokers' passwords."""
     content = exported(directory)
 
     assert [each["item"] for each in content["interactions"]] == [SECRET, *ITEM_KEYS[:5]]
     assert content["personal"] is not None
     assert content["outbox"]["seq"] == 1
+    assert content["settings"]["home_broker"] == "mqtt://me@127.0.0.1:2"
     assert "pass-word" not in json.dumps(content)
 
 
@@ -128,6 +131,18 @@ def test_reset_makes_a_fresh_device(directory: Path, *, keep: bool) -> None:
         assert (store.model_head(), store.personal(), remembered.outbox_seq) == (None, None, None)
         assert remembered.incarnation != before
     assert (SECRET.encode() in bytes_of(directory)) == keep
+
+
+def test_reset_remembers_where_sensors_are_left(directory: Path) -> None:
+    """Else nobody could take them away from home automation's broker any more."""
+    left = {"127.0.0.1:2": ["homeassistant/sensor/x/version/config"]}
+    with looking_at(directory) as store:
+        store.set_facts(home_topics=json.dumps(left))
+
+    run_command("edge-client", "reset", "--dir", str(directory), "--yes")
+
+    with looking_at(directory) as store:
+        assert left_behind(store) == left
 
 
 def test_reset_of_a_running_device_is_refused(directory: Path) -> None:

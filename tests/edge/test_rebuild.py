@@ -1,5 +1,6 @@
 """A damaged database: put aside, and a new one made from what can be read."""
 
+import json
 import signal
 import sqlite3
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 
 from broker.storage import exclusive
 from edge.config import DATABASE_NAME
+from edge.homelink import left_behind
 from edge.putaside import damaged_files
 from edge.rebuild import open_sound_store
 from edge.scheduler import Progress
@@ -129,6 +131,38 @@ def test_listens_that_are_sent_again_still_count_once(directory: Path) -> None:
         assert total == N_INTERACTIONS
         assert store.record_once([("bread", 1.0, b"identity 3"), ("bread", 2.0, b"another")]) == 1
     assert "lost the item table" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("told", "kept"),
+    [
+        ('{"house:1883": ["homeassistant/sensor/x/version/config"]}', True),
+        ('{"house:1883": ["homeassistant/sens', False),
+        ('{"house:1883": "homeassistant"}', False),
+        ('{"house:1883": ["a topic/#"]}', False),
+        ('["house:1883"]', False),
+        ("[" * 100_000, False),
+        (b"\xff", False),
+        (5, False),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_sensors_that_are_left_on_a_broker_can_still_be_taken_away(
+    directory: Path, told: object, *, kept: bool
+) -> None:
+    """What says where is carried over if it can be read; if not, that keeps no device from starting."""
+    with looking_at(directory) as store:
+        store.set_facts(home_topics=told)
+        # The sound database knows them, too, or knows of none.
+        assert bool(left_behind(store)) == kept
+    with closing(sqlite3.connect(directory / DATABASE_NAME)) as connection:
+        connection.execute("UPDATE model SET item_table = zeroblob(48)")
+        connection.commit()
+
+    store, _ = opened(directory)
+
+    with closing(store):
+        assert left_behind(store) == (json.loads(str(told)) if kept else {})
 
 
 def test_values_that_are_not_finite_are_not_kept(directory: Path) -> None:
