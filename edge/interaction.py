@@ -45,20 +45,29 @@ def read_interaction(value: Any, now: float) -> Interaction:
         raise ParameterError(
             'an interaction is {"item": text, "at": time, "id": text}, the last two optional'
         )
-    item, at, name = value["item"], value.get("at"), value.get("id")
-    if not isinstance(item, str):
+    at, name = value.get("at"), value.get("id")
+    return Interaction(
+        item=read_item(value["item"]),
+        at=now if at is None else _time(at),
+        identity=None if name is None else _identity(name),
+    )
+
+
+def read_item(value: Any) -> str:
+    """Read an item's key.
+
+    Raises
+    ------
+    ParameterError
+    """
+    if not isinstance(value, str):
         raise ParameterError("an item must be text")
     try:
-        checked_key(item, "item", "", None)
+        return checked_key(value, "item", "", None)
     except DataError:
         raise ParameterError(
             f"an item must be 1 to {MAX_KEY_BYTES} bytes of text without control characters"
         ) from None
-    return Interaction(
-        item=item,
-        at=now if at is None else _time(at),
-        identity=None if name is None else _identity(name),
-    )
 
 
 def _time(value: Any) -> float:

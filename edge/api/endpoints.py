@@ -12,7 +12,16 @@ from functools import cached_property
 from importlib import resources
 from types import MappingProxyType
 
-from broker.errors import DataError, DiskFullError, InUseError, NothingYetError, ParameterError, PFedRecError
+from broker.errors import (
+    DataError,
+    DiskFullError,
+    InUseError,
+    NothingYetError,
+    ParameterError,
+    PFedRecError,
+    UnknownItemError,
+)
+from edge.api.choice import MAX_CHOICE_BYTES, OPTIONS, Choice
 from edge.api.jsonbody import read_json
 from edge.api.listens import MAX_SUBMISSION_BYTES, read_submission
 from edge.api.messages import Head, HttpError, Request, Response
@@ -27,13 +36,12 @@ _LOG = logging.getLogger(__name__)
 
 MAX_INTERACTIONS = 1_000
 MAX_INTERACTIONS_BYTES = 1_000_000
-MAX_TOP = 1_000
-DEFAULT_TOP = 10
 
 _STATUS_OF: Mapping[type[PFedRecError], int] = MappingProxyType(
     {
         ParameterError: 400,
         DataError: 400,
+        UnknownItemError: 400,
         NothingYetError: 503,
         InUseError: 503,
         DiskFullError: 507,
@@ -70,8 +78,9 @@ class Endpoints:
         self._calls: Mapping[tuple[str, str], _Endpoint] = {
             ("GET", "/openapi.json"): _Endpoint(answer=self._description, open=True),
             ("GET", "/v1/status"): _Endpoint(answer=self._status),
-            ("GET", "/v1/recommendations"): _Endpoint(
-                answer=self._recommendations, parameters=frozenset({"top", "explain"})
+            ("GET", "/v1/recommendations"): _Endpoint(answer=self._recommendations, parameters=OPTIONS),
+            ("POST", "/v1/recommendations"): _Endpoint(
+                answer=self._recommendations, max_body_bytes=MAX_CHOICE_BYTES
             ),
             ("POST", "/v1/interactions"): _Endpoint(
                 answer=self._record, max_body_bytes=MAX_INTERACTIONS_BYTES
@@ -135,7 +144,7 @@ class Endpoints:
             return found
         allowed = sorted(method for method, path in self._calls if path == head.path)
         if allowed:
-            raise HttpError(405, f"this call takes {allowed[0]}", {"Allow": ", ".join(allowed)})
+            raise HttpError(405, f"this call takes {' or '.join(allowed)}", {"Allow": ", ".join(allowed)})
         raise HttpError(404, "there is no such call; GET /openapi.json lists them")
 
     def _check_token(self, header: str) -> None:
@@ -158,13 +167,18 @@ class Endpoints:
         return Response.of(device_facts(self._config, self._store, running=True))
 
     def _recommendations(self, request: Request) -> Response:
-        text = request.head.parameters.get("top", str(DEFAULT_TOP))
-        if not (text.isascii() and text.isdigit() and len(text) < 6 and 1 <= int(text) <= MAX_TOP):
-            raise ParameterError(f"top must be a whole number from 1 to {MAX_TOP}")
-        explain = request.head.parameters.get("explain", "false")
-        if explain not in ("true", "false"):
-            raise ParameterError("explain must be true or false")
-        found = recommend(self._store, self._scorer, int(text), explain=explain == "true")
+        if request.head.method == "POST":
+            choice = Choice.of_document(read_json(request.body))
+        else:
+            choice = Choice.of_parameters(request.head.parameters)
+        found = recommend(
+            self._store,
+            self._scorer,
+            choice.top,
+            exclude_seen=choice.exclude_seen,
+            among=choice.among,
+            explain=choice.explain,
+        )
         return Response.of(asdict(found))
 
     @cached_property

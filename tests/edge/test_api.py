@@ -2,7 +2,7 @@
 
 import json
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -37,10 +37,10 @@ def api(tmp_path: Path) -> Iterator[RunningApi]:
         yield running
 
 
-def with_table(api: RunningApi) -> None:
+def with_table(api: RunningApi, keys: Sequence[str] = ITEM_KEYS) -> None:
     """Give the device a table and a catalogue."""
     with looking_at(api.directory) as store:
-        store.replace_model(a_head(7, table=TABLE), TABLE, ITEM_KEYS)
+        store.replace_model(a_head(7, table=TABLE, item_keys=keys), TABLE, keys)
 
 
 # -- record ----------------------------------------------------------------------------------------

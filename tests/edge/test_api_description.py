@@ -9,14 +9,17 @@ import pytest
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 
-from edge.api.endpoints import MAX_INTERACTIONS, MAX_TOP, Endpoints, description
+from edge.api.choice import DEFAULT_TOP, MAX_AMONG, MAX_TOP, OPTIONS, Choice
+from edge.api.endpoints import MAX_INTERACTIONS, Endpoints, description
 from edge.api.listens import MAX_LISTENS, MAX_TAG_CHARACTERS, MAX_TAGS
 from edge.config import load_config
 from edge.facts import device_facts
 from edge.interaction import MAX_ID_CHARACTERS
+from tests.edge.builders import ITEM_KEYS
 from tests.edge.calling import RunningApi, a_device
 from tests.edge.running import looking_at
 from tests.edge.test_api import WRONG_INTERACTIONS, with_table
+from tests.edge.test_api_choice import WRONG_CHOICES
 from trainer.datasets import MAX_KEY_BYTES
 
 DOCUMENT: dict[str, Any] = json.loads(description())
@@ -27,7 +30,7 @@ SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
 def api(tmp_path: Path) -> Iterator[RunningApi]:
     """Give a device with a table."""
     with RunningApi(a_device(tmp_path / "me")) as running:
-        with_table(running)
+        with_table(running, [*ITEM_KEYS[:-1], "item-9"])  # the one that examples name
         yield running
 
 
@@ -75,8 +78,22 @@ def test_description_has_the_limits_of_the_code() -> None:
     track = SCHEMAS["Listen"]["properties"]["track_metadata"]["properties"]
     tags = track["additional_info"]["properties"]["tags"]
     assert (tags["maxItems"], tags["items"]["maxLength"]) == (MAX_TAGS, MAX_TAG_CHARACTERS)
-    top, _ = DOCUMENT["paths"]["/v1/recommendations"]["get"]["parameters"]
-    assert top["schema"]["maximum"] == MAX_TOP
+    choice = SCHEMAS["Choice"]["properties"]
+    assert (choice["top"]["maximum"], choice["among"]["maxItems"]) == (MAX_TOP, MAX_AMONG)
+
+
+def test_options_of_recommendations_are_described_alike() -> None:
+    """In the address and in the body, with the defaults of the code."""
+    choice = SCHEMAS["Choice"]["properties"]
+    parameters = {
+        each["name"]: each for each in DOCUMENT["paths"]["/v1/recommendations"]["get"]["parameters"]
+    }
+    assert parameters.keys() == OPTIONS == choice.keys() - {"among"}
+    for name, parameter in parameters.items():
+        body = dict(choice[name])
+        assert (parameter["description"], parameter["schema"]) == (body.pop("description"), body)
+        assert body["default"] == getattr(Choice(), name)
+    assert Choice().top == DEFAULT_TOP
 
 
 @pytest.mark.parametrize(
@@ -120,6 +137,13 @@ def test_status_is_described_whole(tmp_path: Path) -> None:
     with looking_at(directory) as store:
         facts = device_facts(load_config(directory, {}), store, running=True)
     assert set(SCHEMAS["Status"]["properties"]) == set(SCHEMAS["Status"]["required"]) == set(facts)
+
+
+def test_description_refuses_the_choices_that_the_code_refuses() -> None:
+    """But for control characters, and what the catalogue has."""
+    bodies = [body for body, _ in WRONG_CHOICES if not isinstance(body, bytes)]
+    accepted = [body for body in bodies if checker(SCHEMAS["Choice"]).is_valid(body)]
+    assert accepted == [{"among": ["a\nb"]}, {"among": ["\ud800"]}, {"among": ["no-such-item"]}]
 
 
 def test_description_refuses_what_the_code_refuses() -> None:
