@@ -9,7 +9,7 @@ and every head whose table it takes; and every version's table.
 import hashlib
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from broker.errors import ProtocolError
 from broker.protocol.encodings import ENCODINGS
 from broker.protocol.messages import MAX_TRANSFER_BYTES, Head, Update, decode
 from broker.protocol.versions import table_bytes
@@ -94,13 +95,13 @@ def place_witnesses(directories: Directories) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceFacts:
-    """What one device's database holds."""
+    """What one device's database holds; `made` by incarnation, which may have been drawn anew, and number."""
 
     interactions: list[tuple[float, str]]
     incarnation: int
     last_seq: int
     outbox: list[int]
-    made: list[tuple[int, bytes]]
+    made: list[tuple[int, int, bytes]]
     settled: list[tuple[int, str]]
     receipts: dict[str, int]
     head: Head | None
@@ -162,12 +163,13 @@ class Evidence:
             ).fetchall()
             [(dim,)] = database.execute("SELECT value FROM facts WHERE name = 'dim'").fetchall()
         devices = {
-            name: _device_facts(directories.device_database(name)) for name in directories.settings.names
+            name: device_facts(directories.device_database(name)) for name in directories.settings.names
         }
         return cls(devices=devices, journal=journal, versions=versions, newest_table=newest, dim=dim)
 
 
-def _device_facts(path: Path) -> DeviceFacts:
+def device_facts(path: Path) -> DeviceFacts:
+    """Read a device's database."""
     with opened(path) as database:
 
         def rows(query: str) -> list[Any]:
@@ -180,7 +182,10 @@ def _device_facts(path: Path) -> DeviceFacts:
             incarnation=int(facts["incarnation"]),
             last_seq=int(facts.get("seq", 0)),
             outbox=[seq for (seq,) in rows("SELECT seq FROM outbox")],
-            made=rows("SELECT seq, payload FROM witness_made ORDER BY rowid"),
+            made=[
+                (_incarnation(payload), seq, payload)
+                for seq, payload in rows("SELECT seq, payload FROM witness_made ORDER BY rowid")
+            ],
             settled=rows("SELECT seq, verdict FROM witness_settled ORDER BY id"),
             receipts=dict(rows("SELECT verdict, count FROM receipts")),
             head=decode(model[0][0], Head) if model else None,
@@ -189,11 +194,19 @@ def _device_facts(path: Path) -> DeviceFacts:
         )
 
 
+def _incarnation(payload: bytes) -> int:
+    """Give the one that an update bears; -1 where it is no update."""
+    try:
+        return decode(payload, Update, max_bytes=MAX_TRANSFER_BYTES).incarnation
+    except ProtocolError:
+        return -1
+
+
 def findings(directories: Directories, calls: Sequence[Call], ended_alone: Sequence[str]) -> list[Finding]:
     """Hold a fleet that has come to rest and was stopped against all promises."""
     evidence = Evidence.of(directories)
     return [
-        _interactions(evidence, calls),
+        kept_interactions(evidence.devices, calls),
         _journal(evidence),
         _receipts(evidence),
         _rounds(evidence),
@@ -204,10 +217,11 @@ def findings(directories: Directories, calls: Sequence[Call], ended_alone: Seque
     ]
 
 
-def _interactions(evidence: Evidence, calls: Sequence[Call]) -> Finding:
+def kept_interactions(devices: Mapping[str, DeviceFacts], calls: Sequence[Call]) -> Finding:
+    """Hold what was recorded against what is there."""
     broken: list[str] = []
     partial = Counter[str]()
-    for name, device in evidence.devices.items():
+    for name, device in devices.items():
         there: dict[float, list[str]] = {}
         for at, item in device.interactions:
             there.setdefault(at, []).append(item)
@@ -221,7 +235,7 @@ def _interactions(evidence: Evidence, calls: Sequence[Call]) -> Finding:
                 partial["there" if found else "not there"] += 1
         broken += [f"nobody recorded {items} on {name}" for items in there.values()]
     done = sum(call.code == 0 for call in calls)
-    total = sum(len(device.interactions) for device in evidence.devices.values())
+    total = sum(len(device.interactions) for device in devices.values())
     return Finding(
         "1. recorded interactions are kept, each call whole",
         f"{done} calls returned 0; {len(calls) - done} were killed ({partial['there']} are there, "
@@ -236,9 +250,10 @@ def _journal(evidence: Evidence) -> Finding:
     rows = Counter((row.device, row.incarnation, row.seq) for row in evidence.journal)
     broken += [f"{key} has {count} rows" for key, count in rows.items() if count > 1]
     for name, device in evidence.devices.items():
-        if [seq for seq, _ in device.made] != list(range(1, device.last_seq + 1)):
-            broken.append(f"{name} made {[seq for seq, _ in device.made]}, its newest is {device.last_seq}")
-        expected = {(name, device.incarnation, seq) for seq in range(1, device.last_seq + 1)}
+        numbers = [seq for _, seq, _ in device.made]
+        if numbers != list(range(1, device.last_seq + 1)):
+            broken.append(f"{name} made {numbers}, its newest is {device.last_seq}")
+        expected = {(name, incarnation, seq) for incarnation, seq, _ in device.made}
         found = {key for key in rows if key[0] == name}
         broken += [f"{key} is lost" for key in sorted(expected - found)]
         broken += [f"nobody made {key}" for key in sorted(found - expected)]
@@ -311,9 +326,9 @@ def _tables(evidence: Evidence) -> Finding:
     broken: list[str] = []
     strategy = FedBuff()
     made = {
-        (name, device.incarnation, seq): payload
+        (name, incarnation, seq): payload
         for name, device in evidence.devices.items()
-        for seq, payload in device.made
+        for incarnation, seq, payload in device.made
     }
     for before, version in zip(evidence.versions, evidence.versions[1:], strict=False):
         table = np.frombuffer(before.item_table, dtype="<f4").reshape(-1, evidence.dim)

@@ -150,9 +150,7 @@ def random_kills(
             recorder.finish()
         ended = time.monotonic()
         try:
-            wait_until(
-                lambda: _at_rest(fleet), "the fleet comes to rest", *fleet.all, within_s=LONGEST_REST_S
-            )
+            wait_until(lambda: at_rest(fleet), "the fleet comes to rest", *fleet.all, within_s=LONGEST_REST_S)
         except HarnessError as error:
             trouble.append(str(error))
         rested = time.monotonic()
@@ -174,7 +172,7 @@ def _kill_at_random(fleet: Fleet, seed: int, kills: int) -> None:
         victim.start()
 
 
-def _at_rest(fleet: Fleet) -> bool:
+def at_rest(fleet: Fleet) -> bool:
     """Ask all ends, as an operator would, whether there is anything left to do."""
     directories = fleet.directories
     aggregator = _status("edge-aggregator", directories.aggregator)

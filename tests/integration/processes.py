@@ -56,9 +56,10 @@ def command_path(name: str) -> str:
 
 
 def environment() -> dict[str, str]:
-    """Give what the processes run with: a traceback is printed, where there is one."""
+    """Give what the processes run with: tracebacks are printed, and devices train however busy it is."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PFEDREC_")}
-    return kept | {"PFEDREC_TRACEBACK": "1", "OPENBLAS_NUM_THREADS": "1"}
+    ours = {"PFEDREC_TRACEBACK": "1", "PFEDREC_TRAINING_MAX_LOAD_PER_CORE": "0", "OPENBLAS_NUM_THREADS": "1"}
+    return kept | ours
 
 
 def run_to_end(*command: str) -> str:

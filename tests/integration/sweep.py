@@ -156,7 +156,7 @@ def _play(template: Directories, work: Path, scene: Scene, kind: BrokerKind, num
             _run(fleet, scene, number)
         except HarnessError as error:
             trouble.append(str(error))
-    step = _last_step(fleet.devices[0] if scene.stops == "device" else fleet.aggregator)
+    step = last_step(fleet.devices[0] if scene.stops == "device" else fleet.aggregator)
     calls = [Call(device=each, at=_AT, items=_ITEMS, code=0) for each in scene.settings.names]
     result = findings(directories, calls, fleet.ended_alone + trouble)
     kill = Kill(number, step, result, directories.path)
@@ -173,8 +173,8 @@ def _run(fleet: Fleet, scene: Scene, number: int) -> None:
     fleet.wait_for_broker()
     for process in fleet.ours:
         plain = process.command
-        process.command = _stepping(0, plain)
-        process.start(_stepping(number, plain) if process is watched else None)
+        process.command = stepping(0, plain)
+        process.start(stepping(number, plain) if process is watched else None)
     wait_until(lambda: watched.stopped or _at_rest(fleet), "a step or rest", *fleet.all)
     if not watched.stopped:
         watched.ask_to_end()
@@ -184,12 +184,13 @@ def _run(fleet: Fleet, scene: Scene, number: int) -> None:
     fleet.stop()
 
 
-def _stepping(number: int, command: Sequence[str]) -> list[str]:
+def stepping(number: int, command: Sequence[str]) -> list[str]:
+    """Give a command that stops itself at its n-th step."""
     program, *arguments = command
     return [sys.executable, "-m", "tests.integration.steps", str(number), Path(program).name, *arguments]
 
 
-def _last_step(process: Mortal) -> str:
+def last_step(process: Mortal) -> str:
     """Give the step that a process has stopped at, empty if it came to none."""
     names: list[str] = re.findall(r"^step \d+: (.*)$", process.log.read_text(), re.MULTILINE)
     return names[-1] if names else ""
