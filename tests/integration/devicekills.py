@@ -130,7 +130,10 @@ def _kill_once(device: Mortal, recorder: Recorder, rng: random.Random) -> str:
         if rng.random() < 0.5:
             device.start()
             time.sleep(rng.uniform(0.3, _LONGEST_LIFE_S))
-        recorder.call(device.name, kill_after_s=rng.uniform(0.1, 0.5))
+        killed = False
+        while not killed:  # it may be done before
+            recorder.call(device.name, kill_after_s=rng.uniform(0.05, 0.4))
+            killed = recorder.calls[-1].code < 0
         return way
     if way == "at a step":
         if rng.random() < 0.5:  # not later: it may stand still within a transaction
