@@ -15,7 +15,9 @@ WITHDRAWN, REMOVED, ERASURES = "withdrawn", "removed", "erasures"
 often the user has forgotten something."""
 LEFT_ON_BROKERS = "home_topics"
 """A fact: the retained messages on home automation's brokers; only who knows of them can take them away."""
-_KEPT_BY_RESET = ("connection", LEFT_ON_BROKERS)
+ASKED_FOR = "asked_for"
+"""A fact: what the broker still sends of a download that was cut off, until it is told not to."""
+_KEPT_BY_RESET = ("connection", LEFT_ON_BROKERS, ASKED_FOR)
 """Of the first: its statuses must go on to grow, or the fleet takes them for old last wills."""
 
 

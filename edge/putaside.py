@@ -3,7 +3,8 @@
 The new database is first made whole and durable under the name ``NAME.rebuilt-TIME``. From then on whoever
 opens the directory finishes what is left, a few renames, in an order that can be cut off anywhere:
 
-1. the damaged file becomes ``NAME.damaged-TIME``, its write-ahead log ``NAME.damaged-TIME-wal``;
+1. the damaged file becomes ``NAME.damaged-TIME``, its write-ahead log, if anything
+   is in it, ``NAME.damaged-TIME-wal``;
 2. durably: a log of the old database would be played into the new one;
 3. ``NAME.rebuilt-TIME`` becomes ``NAME``.
 """
@@ -58,8 +59,9 @@ def finish(database: Path) -> Path | None:
             if database.exists():
                 database.rename(aside)
             log = database.with_name(f"{database.name}-wal")
-            if log.exists():
+            if log.exists() and log.stat().st_size:
                 log.rename(aside.with_name(f"{aside.name}-wal"))
+            log.unlink(missing_ok=True)
             database.with_name(f"{database.name}-shm").unlink(missing_ok=True)
             sync_directory(database.parent)
             rebuilt.rename(database)

@@ -14,6 +14,7 @@ sentence that it is damaged.
 
 import json
 import secrets
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -30,7 +31,7 @@ from broker.protocol.topics import Topic
 from broker.protocol.versions import catalogue_bytes, sha256
 from broker.storage import connect_sqlite, named_failures, sync_directory
 from edge.config import DATABASE_NAME, alone, open_store
-from edge.erasure import ERASURES, LEFT_ON_BROKERS, REMOVED, WITHDRAWN
+from edge.erasure import ASKED_FOR, ERASURES, LEFT_ON_BROKERS, REMOVED, WITHDRAWN
 from edge.homeassistant import read_left_behind
 from edge.personal import Personal
 from edge.putaside import finish, rebuilt_name, stamp
@@ -57,6 +58,8 @@ class Remains:
         The newest id ever given, as far as can be told.
     counts : dict
         Facts that are numbers.
+    asked_for : str
+        See `edge.erasure.ASKED_FOR`.
     receipts : dict
         From verdicts to how many came.
     personal : Personal or None
@@ -77,6 +80,7 @@ class Remains:
     interactions: list[Interaction]
     revision: int
     counts: dict[str, int]
+    asked_for: str
     receipts: dict[str, int]
     personal: Personal | None
     head: bytes | None
@@ -164,9 +168,31 @@ def _listed(words: Sequence[str]) -> str:
 
 
 def read(path: Path) -> Remains:
-    """Read whatever can be read of a damaged database, or of none. Nothing is written."""
+    """Read whatever can be read of a damaged database, or of none. It is not changed.
+
+    Raises
+    ------
+    DiskFullError, NotWritableError
+    """
     with named_failures(path):
         interactions = salvage(path)
+    # A copy, as SQLite may tidy up what it opens: it deletes the log of an empty file.
+    copy = path.with_name(f"{path.name}.copy")
+    _remove(copy)
+    try:
+        with named_failures(copy):
+            for suffix in ("", "-wal"):
+                original = path.with_name(f"{path.name}{suffix}")
+                if original.exists():
+                    private = copy.with_name(f"{copy.name}{suffix}")
+                    private.touch(mode=0o600)
+                    shutil.copyfile(original, private)
+        return _remains(copy, interactions)
+    finally:
+        _remove(copy)
+
+
+def _remains(path: Path, interactions: list[Interaction]) -> Remains:
     facts = dict(_query(path, "SELECT name, value FROM facts"))
     counts = {
         name: value for name in _COUNTS if type(value := facts.get(name)) is int and -1 <= value < 1 << 53
@@ -184,6 +210,7 @@ def read(path: Path) -> Remains:
         interactions=interactions,
         revision=_revision(path, interactions, counts),
         counts=counts,
+        asked_for=asked_for if isinstance(asked_for := facts.get(ASKED_FOR), str) else "",
         receipts=receipts,
         personal=_personal(path, head, table),
         head=head_bytes,
@@ -198,7 +225,7 @@ def read(path: Path) -> Remains:
 def _query(path: Path, query: str) -> list[Any]:
     """Give a query's rows; none if they cannot all be read."""
     try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+        with closing(sqlite3.connect(path)) as connection:
             return connection.execute(query).fetchall()
     except (sqlite3.Error, UnicodeDecodeError):
         return []
@@ -306,8 +333,8 @@ def _fill(connection: sqlite3.Connection, remains: Remains, now: int) -> None:
     # What cannot be told apart any more begins anew: all that is gone is no longer missing.
     counts[REMOVED] = revision - len(remains.interactions) - counts.get(ERASURES, 0)
     counts["incarnation"] = secrets.randbits(53)
-    facts = counts | {LEFT_ON_BROKERS: json.dumps(remains.left_on_brokers)}
-    connection.executemany("INSERT INTO facts (name, value) VALUES (?, ?)", list(facts.items()))
+    left = {LEFT_ON_BROKERS: json.dumps(remains.left_on_brokers), ASKED_FOR: remains.asked_for}
+    connection.executemany("INSERT INTO facts (name, value) VALUES (?, ?)", list((counts | left).items()))
     connection.executemany("INSERT INTO receipts VALUES (?, ?)", list(remains.receipts.items()))
     if remains.personal is not None:
         connection.execute("INSERT INTO personal VALUES (1, ?, ?, ?, ?)", personal_bytes(remains.personal))

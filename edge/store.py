@@ -180,17 +180,17 @@ class DeviceStore(Database):
 
     def compact(self, rule: Retention, now: float) -> int:
         """Remove some of the interactions that `rule` does not keep; give how many: a bounded number."""
-        with erasure.overwriting(self._connection), self._transaction() as connection:
+        with self._transaction() as connection, erasure.overwriting(connection):
             return retention.compact(connection, rule, now)
 
     def forget(self, selection: Selection) -> Erased:
         """Forget interactions, the personal state and the outbox's update; then `scrub` the file."""
-        with erasure.overwriting(self._connection), self._transaction() as connection:
+        with self._transaction() as connection, erasure.overwriting(connection):
             return erasure.forget(connection, selection)
 
     def reset(self, incarnation: int, *, keep_interactions: bool) -> Erased:
         """Forget everything but, if told, the interactions; then `scrub` the file."""
-        with erasure.overwriting(self._connection), self._transaction() as connection:
+        with self._transaction() as connection, erasure.overwriting(connection):
             return erasure.reset(connection, incarnation, keep_interactions=keep_interactions)
 
     def scrub(self) -> None:

@@ -45,6 +45,7 @@ def load(sql: str, path: Path) -> None:
     """Make a database from such SQL."""
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(sql)
+        connection.execute("PRAGMA journal_mode = WAL")  # as every release leaves it
 
 
 def write(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import socket
 import sqlite3
@@ -13,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from importlib.metadata import version as package_version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,13 +21,13 @@ import broker.storage
 from broker.exit_codes import ExitCode
 from broker.storage import exclusive
 from edge.cli import cli as commands
-from edge.cli import main
 from edge.config import CONFIG_NAME, DATABASE_NAME, DeviceConfig, initialise, open_store
 from edge.database import MIGRATIONS
 from edge.scheduler import Progress
 from edge.store import DeviceStore
 from tests.brokers import HOST
 from tests.edge.builders import ITEM_KEYS, a_head, a_personal_state
+from tests.edge.commands import Call, Outcome, assert_refused
 from tests.edge.disks import fill_disk, make_read_only
 from tests.edge.old_database import dump
 from tests.edge.running import looking_at, wait_until
@@ -37,32 +36,6 @@ from trainer.params import sigmoid
 TABLE = np.array([[3, 0], [0, 1], [2, 0], [0, 2], [1, 0], [0, 3]], dtype=np.float32)
 COMMANDS = sorted(commands.commands)
 RUNTIMES = ("tflite_runtime", "ai_edge_litert")
-
-
-class Outcome(NamedTuple):
-    """What a call has left."""
-
-    code: int
-    out: str
-    err: str
-
-
-Call = Callable[..., Outcome]
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Give what calls ``edge-client`` as its entry point does."""
-
-    def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["edge-client", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ending:
-            main()
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return Outcome(int(ending.value.code or 0), out, err)
-
-    return run
 
 
 @pytest.fixture
@@ -86,15 +59,6 @@ def interactions_in(directory: Path) -> list[tuple[str, float]]:
     """Give what was recorded."""
     with closing(sqlite3.connect(directory / DATABASE_NAME)) as connection:
         return connection.execute("SELECT item, at FROM interactions ORDER BY id").fetchall()
-
-
-def assert_refused(found: Outcome, code: ExitCode, *words: str) -> None:
-    """Check the code, and that there is one sentence with these words on stderr and nothing on stdout."""
-    assert (found.code, found.out) == (code, "")
-    for word in words:
-        assert word in found.err
-    if code is not ExitCode.USAGE:
-        assert re.fullmatch(r"edge-client: [^\n]+\n", found.err)
 
 
 # -- every command ---------------------------------------------------------------------------------

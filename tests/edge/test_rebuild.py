@@ -3,23 +3,27 @@
 import json
 import signal
 import sqlite3
+import threading
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from shutil import copytree
 
 import numpy as np
 import pytest
 
+from broker.errors import DiskFullError, InUseError, NewerVersionError
 from broker.storage import exclusive
-from edge.config import DATABASE_NAME
+from edge.config import DATABASE_NAME, alone
 from edge.homelink import left_behind
 from edge.putaside import damaged_files
-from edge.rebuild import open_sound_store
+from edge.rebuild import open_sound_store, read, rebuild
 from edge.scheduler import Progress
 from edge.store import DeviceStore
 from tests.edge.builders import ITEM_KEYS, a_head, a_personal_state, a_table
 from tests.edge.calling import NOBODY
-from tests.edge.running import RunningCommand, a_directory, looking_at
+from tests.edge.disks import fill_disk
+from tests.edge.running import RunningCommand, a_directory, looking_at, record
 from trainer.params import ScoreFunction
 
 N_INTERACTIONS = 500
@@ -182,6 +186,176 @@ def test_values_that_are_not_finite_are_not_kept(directory: Path) -> None:
         assert store.personal() is None
         assert store.interacted().total == N_INTERACTIONS
     assert "lost the personal state" in said[0]
+
+
+def test_item_table_with_values_that_are_none_is_fetched_again(directory: Path) -> None:
+    """SQLite does not see them; the hash does. The personal state waits for the same fleet's next table."""
+    nan = np.full((6, 2), np.nan, dtype="<f4").tobytes()
+    with closing(sqlite3.connect(directory / DATABASE_NAME)) as connection:
+        connection.execute("UPDATE model SET item_table = ?", (nan,))
+        connection.commit()
+
+    store, said = opened(directory)
+
+    with closing(store):
+        assert store.model() is None
+        assert store.remembered().version is None
+        assert store.interacted().rows.size == 6, "the catalogue is still there"
+        assert store.personal() is not None
+        store.replace_model(a_head(8), a_table(), ITEM_KEYS)
+        assert store.personal() is not None
+    assert "kept 500 interactions and the personal state, lost the item table" in said[0]
+
+
+def test_personal_state_is_dropped_where_another_fleets_table_comes(directory: Path) -> None:
+    """As it is where nothing was damaged."""
+    with closing(sqlite3.connect(directory / DATABASE_NAME)) as connection:
+        connection.execute("UPDATE model SET item_table = zeroblob(48)")
+        connection.commit()
+    store, _ = opened(directory)
+    with closing(store):
+        store.replace_model(a_head(8, instance=5), a_table(), ITEM_KEYS)
+        assert store.personal() is None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE catalogue SET item = 'appel' WHERE item = 'apple'",
+        "DELETE FROM catalogue WHERE row = 3",
+        "UPDATE personal SET own_rows = x'ff000000000000000100000000000000'",
+        "UPDATE model SET head = x'00'",
+        "UPDATE facts SET value = 'many' WHERE name = 'trained_revision'",
+        "DELETE FROM facts WHERE name = 'incarnation'",
+    ],
+)
+def test_damage_that_sqlite_does_not_see_is_mended(directory: Path, damage: str) -> None:
+    """Interactions stay, and what can be held against them; it is said, once."""
+    with closing(sqlite3.connect(directory / DATABASE_NAME)) as connection:
+        connection.execute(damage)
+        connection.commit()
+    store, said = opened(directory)
+    with closing(store):
+        store.check()
+        assert store.interacted().total == N_INTERACTIONS
+    assert len(said) == 1
+    store, said = opened(directory)
+    store.close()
+    assert said == []
+
+
+def killed(directory: Path) -> Path:
+    """Give a copy of a device whose last interaction is only in the log, as after a kill."""
+    copy = directory.with_name("killed")
+    with looking_at(directory) as store:
+        store.record([("fig", 9999.0)])
+        copytree(directory, copy)
+    return copy
+
+
+def test_log_of_a_device_that_was_killed_is_played(directory: Path) -> None:
+    """Nothing is said: nothing is wrong."""
+    store, said = opened(killed(directory))
+    with closing(store):
+        assert store.interacted().total == N_INTERACTIONS + 1
+    assert said == []
+
+
+def test_missing_log_is_told(directory: Path) -> None:
+    """Somebody has taken it away: what only it had is lost, and that much can be known."""
+    copy = killed(directory)
+    (copy / f"{DATABASE_NAME}-wal").unlink()
+    store, said = opened(copy)
+    with closing(store):
+        assert store.interacted().total == N_INTERACTIONS
+    (sentence,) = said
+    assert "the write-ahead log of" in sentence
+    assert "may be lost" in sentence
+
+
+def test_log_without_its_database_is_not_lost(directory: Path) -> None:
+    """What is in it is kept, in a new database."""
+    copy = killed(directory)
+    (copy / DATABASE_NAME).unlink()
+    store, said = opened(copy)
+    with closing(store):
+        assert ("fig", 9999.0) in store.interactions()
+    assert "a new database was made" in said[0]
+
+
+def test_database_of_a_later_release_is_never_put_aside(directory: Path) -> None:
+    """Nor if something in it could not be read."""
+    path = directory / DATABASE_NAME
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 99")
+        connection.execute("UPDATE model SET item_table = zeroblob(48)")
+        connection.commit()
+    with pytest.raises(NewerVersionError):
+        opened(directory)
+    assert damaged_files(path) == []
+
+
+def test_second_damage_is_put_aside_beside_the_first(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in the same second, or where the clock was set back."""
+    monkeypatch.setattr("edge.rebuild.time.time", lambda: 1e9)
+    path = directory / DATABASE_NAME
+    for content in (b"first", b"second", b"third"):
+        path.write_bytes(content)
+        opened(directory)[0].close()
+    assert [each.read_bytes() for each in damaged_files(path)] == [b"first", b"second", b"third"]
+
+
+def test_commands_wait_while_a_database_is_made_anew(directory: Path) -> None:
+    """What they record is in the new one."""
+    path = directory / DATABASE_NAME
+    with alone(directory):
+        recording = threading.Thread(target=lambda: record(directory, "fig"))
+        recording.start()
+        content = read(path)
+        rebuild(path, content, 1e9)
+    recording.join()
+    with looking_at(directory) as store:
+        assert store.interacted().total == N_INTERACTIONS + 1
+    assert len(damaged_files(path)) == 1
+
+
+def test_database_that_somebody_has_open_is_not_put_aside(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody could go on to write to it. Shortened here."""
+    monkeypatch.setattr("edge.config._REBUILD_WAIT_S", 0.1)
+    path = directory / DATABASE_NAME
+    with looking_at(directory):
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("DELETE FROM facts WHERE name = 'incarnation'")
+            connection.commit()
+        with pytest.raises(InUseError):
+            opened(directory)
+    assert damaged_files(path) == []
+    opened(directory)[0].close()
+    assert len(damaged_files(path)) == 1
+
+
+@pytest.mark.root
+def test_rebuild_on_a_full_disk_changes_nothing(small_disk: Path) -> None:
+    """With room again it is done, and nothing is lost."""
+    directory = a_directory(small_disk / "me", "shop", NOBODY)
+    with looking_at(directory) as store:
+        store.record([(f"item-{number}", float(number)) for number in range(3000)])
+    path = directory / DATABASE_NAME
+    headless(path)
+    content = path.read_bytes()
+    filler = fill_disk(small_disk)
+    with pytest.raises(DiskFullError, match="no space is left"):
+        opened(directory)
+    assert path.read_bytes() == content
+    assert sorted(each.name for each in directory.glob(f"{DATABASE_NAME}*")) == [DATABASE_NAME]
+    filler.unlink()
+    store, _ = opened(directory)
+    with closing(store):
+        assert store.interacted().total == 3000
 
 
 @pytest.mark.process

@@ -21,7 +21,9 @@ import broker.storage
 from broker.errors import CorruptError, DiskFullError, InUseError, NewerVersionError, NotWritableError
 from broker.protocol.messages import Head, encode
 from edge.database import MIGRATIONS
+from edge.erasure import Selection
 from edge.personal import Personal
+from edge.retention import Retention
 from edge.scheduler import Progress
 from edge.session import Remembered
 from edge.store import DeviceStore
@@ -369,6 +371,11 @@ WRITES: dict[str, Callable[[DeviceStore], object]] = {
     ),
     "save_pass": lambda store: store.save_pass(a_personal_state(7), Progress(), (9, b"more")),
     "settle": lambda store: store.settle(2, "accepted"),
+    "sending": lambda store: store.sending(2),
+    "record_once": lambda store: store.record_once([("fig", 3.0, b"identity"), ("egg", 4.0, None)]),
+    "compact": lambda store: store.compact(Retention(most=2), 2000.0),
+    "forget": lambda store: store.forget(Selection(items=("bread",))),
+    "reset": lambda store: store.reset(4712, keep_interactions=False),
 }
 
 
@@ -444,6 +451,7 @@ def test_replace_model_with_a_repeated_key_keeps_the_model_before(store: DeviceS
 WRITER = """
 import os, sys
 from pathlib import Path
+from edge.retention import Retention
 from edge.scheduler import Progress
 from edge.store import DeviceStore
 from tests.edge.builders import a_personal_state

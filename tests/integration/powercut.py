@@ -27,7 +27,7 @@ from pathlib import Path
 
 from broker.errors import NotInitialisedError, PFedRecError
 from broker.storage import exclusive
-from edge.config import DATABASE_NAME
+from edge.config import DATABASE_NAME, open_store
 from edge.putaside import damaged_files
 from edge.rebuild import open_sound_store
 from edge.salvage import salvage
@@ -246,7 +246,15 @@ def _cut_short(content: bytes) -> bytes:
     return content[: len(content) - 6000]
 
 
-DAMAGES: dict[str, Damage] = {"without its first page": _without_first_page, "cut short": _cut_short}
+def _emptied(_: bytes) -> bytes:
+    return b""
+
+
+DAMAGES: dict[str, Damage] = {
+    "without its first page": _without_first_page,
+    "cut short": _cut_short,
+    "emptied, but for its log": _emptied,
+}
 
 
 def prove_rebuild(work: Path, damage: str, *, seed: int, sample: int | None = None) -> Outcome:
@@ -254,8 +262,13 @@ def prove_rebuild(work: Path, damage: str, *, seed: int, sample: int | None = No
     folder = (work / "rebuild").resolve()
     folder.mkdir(parents=True)
     device = folder / "me"
-    live(device, [step for step in steps(seed, 60) if step.kind not in ("forget", "compact")])
     path = device / DATABASE_NAME
+    live(device, [step for step in steps(seed, 60) if step.kind not in ("forget", "compact")])
+    if damage.endswith("log"):
+        with closing(open_store(device)) as store:
+            store.record([(f"in-the-log-{number}", float(number)) for number in range(200)])
+            log = path.with_name(f"{path.name}-wal").read_bytes()
+        path.with_name(f"{path.name}-wal").write_bytes(log)
     damaged = DAMAGES[damage](path.read_bytes())
     path.write_bytes(damaged)
     disk, expected = Disk.holding(folder), [row.item for row in salvage(path)]
