@@ -67,6 +67,10 @@ class Database:
             self._release()
             raise
         try:
+            with self._named():
+                # Debian's SQLite has it on: each settled update's pages would be written once more, as zeros.
+                # `edge.erasure` switches it on for what the user forgets.
+                self._connection.execute("PRAGMA secure_delete = OFF")
             self._migrate()
         except BaseException:
             self.close()

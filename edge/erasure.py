@@ -86,7 +86,7 @@ def count(connection: sqlite3.Connection, name: str, by: int) -> None:
 
 @contextmanager
 def overwriting(connection: sqlite3.Connection) -> Iterator[None]:
-    """Overwrite what is deleted. Not always on: it also writes all of a settled update's pages once more."""
+    """Overwrite what is deleted, within a transaction."""
     connection.execute("PRAGMA secure_delete = ON")
     try:
         yield

@@ -361,6 +361,16 @@ def test_settle_empties_the_outbox_and_counts(store: DeviceStore) -> None:
     assert store.remembered().outbox_seq is None
 
 
+def test_settle_writes_little(store: DeviceStore, path: Path) -> None:
+    """An update's pages are given back, not written once more as zeros: a flash card has to last."""
+    log = path.with_name(f"{path.name}-wal")
+    for seq in (1, 2):
+        store.save_pass(a_personal_state(), Progress(), (seq, b"x" * 100_000))
+        before = log.stat().st_size
+        store.settle(seq, "accepted")
+        assert log.stat().st_size - before < 40_000
+
+
 # -- all or nothing --------------------------------------------------------------------------------
 
 WRITES: dict[str, Callable[[DeviceStore], object]] = {
