@@ -26,7 +26,7 @@ Two invariants, held by tests with random event orders: versions only grow, by o
 round; and no accepted update is in more than one round, or in none once its round closed.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -120,6 +120,9 @@ class ClosedRound:
         Of the encoded updates.
     by_deadline : bool
         Whether the deadline closed it, not the number of updates.
+    strategy_state : mapping of str to ndarray, float32, two-dimensional
+        What the strategy remembers between rounds, as it is after this one; see `CoreState`. It is stored in
+        the same transaction as the version.
     """
 
     version: int
@@ -128,6 +131,7 @@ class ClosedRound:
     staleness_sum: int
     bytes_up: int
     by_deadline: bool
+    strategy_state: Mapping[str, Floats] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -176,6 +180,9 @@ class CoreState:
         From (device, incarnation).
     seen : set of str
         Devices that ever showed a status or sent an update.
+    strategy_state : mapping of str to ndarray, float32, two-dimensional
+        What the strategy remembered when `version` was made, such as a server optimiser's moments, by name;
+        empty before the first round, and for strategies without memory.
     """
 
     instance: int
@@ -183,6 +190,7 @@ class CoreState:
     table: Floats
     answered: dict[tuple[str, int], Answered] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
+    strategy_state: Mapping[str, Floats] = field(default_factory=dict)
 
 
 class AggregatorCore:

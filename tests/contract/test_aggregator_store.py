@@ -96,6 +96,7 @@ def contents(store: AggregatorStore) -> object:
     return (
         (state.instance, state.version, state.table.tobytes(), state.table.shape),
         (state.answered, state.seen),
+        [(name, each.tobytes(), each.shape) for name, each in sorted(state.strategy_state.items())],
         [(encode(update), staleness, size) for update, staleness, size in store.pending()],
         (store.ledger(), store.rounds(1000), store.item_keys(), store.start().b),
     )
@@ -109,7 +110,7 @@ def test_initialised_store_gives_the_beginning_back(opened: Opened) -> None:
         assert (state.instance, state.version) == (INSTANCE, 0)
         assert state.table.dtype == np.float32
         np.testing.assert_array_equal(state.table, genesis.table)
-        assert (state.answered, state.seen) == ({}, set())
+        assert (state.answered, state.seen, dict(state.strategy_state)) == ({}, set(), {})
         np.testing.assert_array_equal(store.start().w, genesis.start.w)
         assert store.start().w.dtype == np.float32
         assert store.start().b == genesis.start.b
@@ -178,6 +179,21 @@ def test_update_larger_than_one_message_comes_back(store: AggregatorStore) -> No
 
     assert size == len(encode(update)) > 300_000
     assert_same(dict(found.body), dict(update.body))
+
+
+def test_what_the_strategy_remembers_comes_back_with_its_version(opened: Opened) -> None:
+    """Names, shapes and every bit of the newest round; a round without memory leaves none."""
+    opened.store.commit(batch(accepted(1), closing(1), accepted(2), closing(2)))
+
+    state = opened.reopen().load().strategy_state
+
+    expected = a_round(2).strategy_state
+    assert state.keys() == expected.keys() != set()
+    for name, values in expected.items():
+        assert state[name].dtype == np.float32
+        np.testing.assert_array_equal(state[name], values)
+    opened.store.commit(batch(accepted(3), CloseRound(replace(a_round(3), strategy_state={}))))
+    assert dict(opened.reopen().load().strategy_state) == {}
 
 
 def test_other_verdicts_are_answered_but_never_pending(store: AggregatorStore) -> None:

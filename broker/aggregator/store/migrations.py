@@ -31,6 +31,13 @@ MIGRATIONS: Sequence[tuple[str, Sequence[str]]] = (
             "CREATE TABLE devices (device VARCHAR PRIMARY KEY)",
         ),
     ),
+    (
+        "0002 strategy state",
+        (
+            """CREATE TABLE strategy_state (version BIGINT NOT NULL, name VARCHAR NOT NULL,
+                 width INTEGER NOT NULL, content BLOB NOT NULL, PRIMARY KEY (version, name))""",
+        ),
+    ),
 )
 
 

@@ -1,7 +1,9 @@
 """The aggregator's tables, as SQLAlchemy Core sees them; `migrations` makes them.
 
 ``journal`` has one row for each update's first verdict. An accepted one keeps its body until the round
-that counts it is stored (``version``); then the body has done its work.
+that counts it is stored (``version``); then the body has done its work. ``strategy_state`` has the arrays
+that a strategy remembers, float32 in rows of ``width``, as they were when the version was made; they are kept as
+long as the version's table.
 """
 
 from sqlalchemy import BigInteger, Boolean, Column, Float, Integer, LargeBinary, MetaData, String, Table
@@ -32,6 +34,14 @@ VERSIONS = Table(
     Column("bytes_up", BigInteger, nullable=False),
     Column("by_deadline", Boolean, nullable=False),
     Column("closed_at", Float, nullable=False),
+)
+STRATEGY_STATE = Table(
+    "strategy_state",
+    METADATA,
+    Column("version", BigInteger, primary_key=True),
+    Column("name", String, primary_key=True),
+    Column("width", Integer, nullable=False),
+    Column("content", LargeBinary, nullable=False),
 )
 JOURNAL = Table(
     "journal",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Connection, create_engine, event, func, insert, select, update
+from sqlalchemy import Connection, create_engine, delete, event, func, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.exc import DBAPIError, NoResultFound
 from sqlalchemy.pool import StaticPool
@@ -14,12 +14,21 @@ from sqlalchemy.pool import StaticPool
 from broker.aggregator.core import Answered, ClosedRound, CloseRound, CoreState, JournalEntry
 from broker.aggregator.store.interface import Batch, Genesis, Ledger, RoundRecord
 from broker.aggregator.store.migrations import migrate
-from broker.aggregator.store.schema import ANSWERED, CATALOGUE, DEVICES, FACTS, JOURNAL, START, VERSIONS
+from broker.aggregator.store.schema import (
+    ANSWERED,
+    CATALOGUE,
+    DEVICES,
+    FACTS,
+    JOURNAL,
+    START,
+    STRATEGY_STATE,
+    VERSIONS,
+)
 from broker.errors import CorruptError, ProtocolError
 from broker.protocol.messages import MAX_TRANSFER_BYTES, Update, decode
 from broker.protocol.versions import sha256, table_bytes
 from broker.storage import connect_sqlite, named_failures
-from trainer.params import ScoreFunction
+from trainer.params import Floats, ScoreFunction
 
 KEPT_TABLES = 8
 """Versions whose whole table is kept; of older ones the figures and the hash remain."""
@@ -132,6 +141,7 @@ class SqliteStore:
                 table=np.frombuffer(newest.item_table, dtype="<f4").reshape(-1, _fact(connection, "dim")),
                 answered=answered,
                 seen=set(connection.execute(select(DEVICES.c.device)).scalars()),
+                strategy_state=_strategy_state(connection, newest.version),
             )
 
     def pending(self) -> list[tuple[Update, int, int]]:
@@ -259,9 +269,9 @@ def _close_round(
     )
     _insert_entries(connection, entries, closed.version)
     _insert_version(connection, closed, closed_at)
-    connection.execute(
-        update(VERSIONS).where(VERSIONS.c.version == closed.version - KEPT_TABLES).values(item_table=None)
-    )
+    forgotten = closed.version - KEPT_TABLES
+    connection.execute(update(VERSIONS).where(VERSIONS.c.version == forgotten).values(item_table=None))
+    connection.execute(delete(STRATEGY_STATE).where(STRATEGY_STATE.c.version == forgotten))
 
 
 def _insert_version(connection: Connection, closed: ClosedRound, closed_at: float) -> None:
@@ -279,3 +289,24 @@ def _insert_version(connection: Connection, closed: ClosedRound, closed_at: floa
             "closed_at": closed_at,
         },
     )
+    if closed.strategy_state:
+        connection.execute(
+            insert(STRATEGY_STATE),
+            [
+                {
+                    "version": closed.version,
+                    "name": name,
+                    "width": values.shape[1],
+                    "content": values.astype("<f4").tobytes(),
+                }
+                for name, values in closed.strategy_state.items()
+            ],
+        )
+
+
+def _strategy_state(connection: Connection, version: int) -> dict[str, Floats]:
+    query = select(STRATEGY_STATE).where(STRATEGY_STATE.c.version == version).order_by(STRATEGY_STATE.c.name)
+    return {
+        row.name: np.frombuffer(row.content, dtype="<f4").reshape(-1, row.width)
+        for row in connection.execute(query)
+    }

@@ -101,9 +101,15 @@ def an_entry(
 
 
 def a_round(version: int, **changes: int | bool) -> ClosedRound:
-    """Give the outcome of a round that made `version`, with a table of its own."""
+    """Give the outcome of a round that made `version`, with a table and a strategy's state of its own."""
     closed = ClosedRound(
-        version=version, table=a_table(version), updates=2, staleness_sum=3, bytes_up=200, by_deadline=False
+        version=version,
+        table=a_table(version),
+        updates=2,
+        staleness_sum=3,
+        bytes_up=200,
+        by_deadline=False,
+        strategy_state={"m": a_table(version + 100), "scale": a_table(version + 200, 1, 1)},
     )
     return replace(closed, **changes)  # type: ignore[arg-type] # every field but the table is a number
 

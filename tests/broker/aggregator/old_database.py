@@ -1,6 +1,6 @@
 """A small real database, and the dumps of it that releases left behind.
 
-`tests/data/aggregator/0001.sql` was written once, by the release whose newest migration was 0001::
+`tests/data/aggregator/NNNN.sql` was written once, by the release whose newest migration was NNNN::
 
     python -m tests.broker.aggregator.old_database
 
