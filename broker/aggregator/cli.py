@@ -18,6 +18,7 @@ from broker.aggregator.config import OWN_BROKERS, AggregatorConfig
 from broker.commandline import Duration, Identifier, echo_facts, echo_json, run, say
 from broker.embedded import choose_broker, own_broker
 from broker.storage import exclusive, is_in_use
+from trainer.aggregation import ROBUST
 from trainer.params import MAX_DIM
 
 _DIRECTORY = click.option(
@@ -64,6 +65,8 @@ def cli() -> None:
 @click.option(
     "--deadline", "deadline_s", type=Duration(), help="After its first update a round closes.  [default: 30s]"
 )
+@click.option("--strategy", help="fedbuff, fedavg or fedasync.  [default: fedbuff]")
+@click.option("--robust", is_flag=True, help="Settings against harmful updates (docs/aggregation.md).")
 @click.option("--max-staleness", type=int, help="Versions an update may be behind.  [default: 10]")
 @click.option(
     "--check-in", "check_in_s", type=Duration(), help="Between a device's looks at the head.  [default: 30s]"
@@ -75,7 +78,14 @@ def cli() -> None:
 @click.option("--port", type=int, help="Of our own broker.  [default: 1883]")
 @click.option("--seed", type=click.IntRange(0), help="Of the first table.  [default: drawn]")
 def init(
-    directory: Path, items: Path, preset: str, dim: int | None, seed: int | None, **settings: Any
+    directory: Path,
+    items: Path,
+    preset: str,
+    dim: int | None,
+    seed: int | None,
+    *,
+    robust: bool,
+    **settings: Any,
 ) -> None:
     """Set up a directory: configuration, catalogue, and version 0 of the table.
 
@@ -88,6 +98,7 @@ def init(
     from broker.aggregator.directory import CONFIG_NAME, initialise
     from broker.presets import load_preset
 
+    settings |= ROBUST if robust else {}
     training = load_preset(preset, "pfedrec", {} if dim is None else {"dim": dim})
     config = AggregatorConfig.from_preset(training, training.taste(timed=True), **settings)
     n_items = initialise(

@@ -1,6 +1,6 @@
 """The aggregator's configuration: ``config.toml`` in its directory."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from broker.address import BrokerAddress
@@ -10,7 +10,7 @@ from broker.presets import Preset
 from broker.protocol.encodings import ENCODINGS
 from broker.protocol.messages import Plan
 from broker.protocol.topics import checked_id
-from trainer.aggregation import FedAvg, FedBuff, Strategy
+from trainer.aggregation import AggregationSettings, Strategy
 from trainer.errors import ParameterError
 from trainer.params import Hyperparameters, item_lr
 from trainer.taste import TasteSettings
@@ -38,12 +38,25 @@ class AggregatorConfig:
     )
     port: int = option(1883, "TCP port of our own broker.")
     strategy: str = option(
-        "fedbuff", "fedbuff (weights updates by staleness) or fedavg (the paper's plain average)."
+        "fedbuff",
+        "fedbuff (weights updates by staleness), fedavg (a plain average) or fedasync (each at once).",
     )
     buffer: int = option(32, "Accepted updates that close a round.")
     deadline_s: float = option(30.0, "Seconds after its first update that close a round too; 0: never.")
     max_staleness: int = option(10, "Versions that an update may be behind; older ones do not count.")
     staleness_exponent: float = option(0.5, "a in the staleness weight (1 + staleness)^-a.")
+    mixing: float = option(0.0, "fedasync: the weight of a fresh update, at most 1; 0: 1 / population.")
+    clip: float = option(0.0, "Longest norm of an update; longer ones are scaled down. 0: any.")
+    clip_to_median: float = option(0.0, "The same, as a multiple of the median norm of the round; 0: off.")
+    similarity: float = option(
+        0.0, "Drop updates that agree with the round less than this part of the median's agreement; 0: off."
+    )
+    robust: str = option("none", "Of each coordinate: none (the mean), trimmed-mean or median.")
+    trim: float = option(0.1, "trimmed-mean: the share left out at each end.")
+    server_optimiser: str = option(
+        "none", "What makes the step from a round's mean: none, adagrad, adam, yogi."
+    )
+    server_lr: float = option(0.1, "The server optimiser's learning rate.")
     population: int = option(0, "Devices in the fleet; 0 counts those seen so far.")
     check_in_s: float = option(30.0, "Seconds between a device's looks at the newest version.")
     max_idle_passes: int = option(100, "Passes that a device makes without a new interaction.")
@@ -83,8 +96,6 @@ class AggregatorConfig:
             _ = BrokerAddress.parse(self.broker)
         if not 1 <= self.port <= 65535:
             raise ParameterError(f"port is {self.port}; it must lie between 1 and 65535")
-        if self.strategy not in ("fedbuff", "fedavg"):
-            raise ParameterError(f"strategy is {self.strategy!r}; it must be fedbuff or fedavg")
         if self.encoding not in ENCODINGS:
             raise ParameterError(f"encoding is {self.encoding!r}; it must be one of {', '.join(ENCODINGS)}")
         if self.population < 0:
@@ -97,7 +108,7 @@ class AggregatorConfig:
     def round_settings(self) -> RoundSettings:
         """When rounds close."""
         return RoundSettings(
-            buffer=self.buffer,
+            buffer=self.aggregation.buffer(self.buffer),
             deadline_s=self.deadline_s or None,
             max_staleness=self.max_staleness,
             population=self.population or None,
@@ -106,7 +117,12 @@ class AggregatorConfig:
 
     def make_strategy(self) -> Strategy:
         """How rounds combine updates."""
-        return FedAvg() if self.strategy == "fedavg" else FedBuff(self.staleness_exponent)
+        return self.aggregation.make()
+
+    @property
+    def aggregation(self) -> AggregationSettings:
+        """How rounds combine updates, by name."""
+        return AggregationSettings(**{f.name: getattr(self, f.name) for f in fields(AggregationSettings)})
 
     def hyperparameters(self, n_items: int) -> Hyperparameters:
         """How devices train on a catalogue of `n_items`."""

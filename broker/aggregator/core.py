@@ -33,7 +33,7 @@ from typing import TypeAlias
 from broker.errors import EncodingError
 from broker.protocol.encodings import ENCODINGS, SparseChange
 from broker.protocol.messages import Receipt, Update, Verdict
-from trainer.aggregation import Accumulator, Strategy
+from trainer.aggregation import Strategy
 from trainer.errors import ParameterError
 from trainer.params import Floats
 
@@ -237,7 +237,7 @@ class AggregatorCore:
     @property
     def buffered(self) -> int:
         """How many updates the open round has."""
-        return self._sum.count
+        return self._round.count
 
     @property
     def population(self) -> int:
@@ -247,7 +247,7 @@ class AggregatorCore:
     @property
     def wake_at(self) -> float | None:
         """When `tick` should be called next: the open round's deadline; None if nothing waits."""
-        if self._sum.count == 0 or self._opened_at is None or self.settings.deadline_s is None:
+        if self._round.count == 0 or self._opened_at is None or self.settings.deadline_s is None:
             return None
         return self._opened_at + self.settings.deadline_s
 
@@ -291,17 +291,17 @@ class AggregatorCore:
         if self._opened_at is None:
             self._opened_at = now
         commands: list[Command] = [Journal(entry), reply]
-        if self._sum.count >= self.settings.buffer:
+        if self._round.count >= self.settings.buffer:
             commands += self._close(by_deadline=False)
         return commands
 
     def tick(self, now: float) -> list[Command]:
         """Close the open round if its deadline has passed."""
-        if self._sum.count and self._opened_at is None:
+        if self._round.count and self._opened_at is None:
             # Updates from before a restart: their deadline starts again, as the clock may have.
             self._opened_at = now
         wake_at = self.wake_at
-        if self._sum.count >= self.settings.buffer:
+        if self._round.count >= self.settings.buffer:
             return self._close(by_deadline=False)
         return self._close(by_deadline=True) if wake_at is not None and now >= wake_at else []
 
@@ -326,29 +326,32 @@ class AggregatorCore:
         return "accepted", "", change
 
     def _count(self, change: SparseChange, staleness: int, size: int) -> None:
-        self._sum.add(change.rows, change.change, self._strategy.weight(staleness))
+        self._round.add(change.rows, change.change, staleness)
         self._staleness_sum += staleness
         self._bytes_up += size
 
     def _open_round(self) -> None:
-        self._sum = Accumulator(*self._state.table.shape)
+        self._round = self._strategy.open(*self._state.table.shape)
         self._staleness_sum = 0
         self._bytes_up = 0
         self._opened_at = None
 
     def _close(self, *, by_deadline: bool) -> list[Command]:
-        change = self._strategy.change(self._sum, self.population)
+        closing = self._round.close(self.population, self._state.strategy_state)
+        change = closing.change
         change += self._state.table
         change.flags.writeable = False
         self._state.version += 1
         self._state.table = change
+        self._state.strategy_state = closing.state
         closed = ClosedRound(
             version=self._state.version,
             table=change,
-            updates=self._sum.count,
+            updates=self._round.count,
             staleness_sum=self._staleness_sum,
             bytes_up=self._bytes_up,
             by_deadline=by_deadline,
+            strategy_state=closing.state,
         )
         self._open_round()
         return [CloseRound(closed), PublishVersion(closed.version)]

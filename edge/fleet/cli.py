@@ -110,6 +110,34 @@ def cli() -> None:
 )
 @_BUFFER
 @_STALENESS
+@click.option(
+    "--server",
+    "server",
+    multiple=True,
+    metavar="KEY=VALUE",
+    type=Setting(),
+    help="How updates are combined: strategy, clip, similarity, ... (docs/aggregation.md).",
+)
+@click.option("--robust", is_flag=True, help="The robust preset of the server's settings.")
+@click.option(
+    "--byzantine", default=0.0, type=click.FloatRange(0.0, 1.0), help="Share of devices that send an attack."
+)
+@click.option(
+    "--attack",
+    default="sign-flip",
+    show_default=True,
+    type=click.Choice(["sign-flip", "scale", "random"]),
+    help="What they send.",
+)
+@click.option(
+    "--strength", default=1.0, show_default=True, type=click.FloatRange(0.0, 1e6), help="How strongly."
+)
+@click.option(
+    "--speeds",
+    default=0.0,
+    type=click.FloatRange(0.0, 3.0),
+    help="Spread of log-normal device speeds, a tenth of them ten times slower.  [default: all alike]",
+)
 @_ENCODING
 @click.option("--rounds", type=click.IntRange(1), help="Passes a device makes.  [default: the preset's]")
 @_DIM
@@ -129,8 +157,8 @@ def cli() -> None:
 @_JSON
 def simulate(
     overrides: tuple[tuple[str, Any], ...], protocol: str | None, encoding: str | None, rounds: int | None,
-    dim: int | None, out: Path, *, resume: bool, save_users: bool, overwrite: bool, as_json: bool,
-    **options: Any,
+    dim: int | None, server: tuple[tuple[str, Any], ...], out: Path, *, resume: bool, save_users: bool,
+    overwrite: bool, as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Train a fleet on a virtual clock, without a broker: the paper's experiments in seconds.
 
@@ -148,6 +176,7 @@ def simulate(
         SimulateOptions(
             protocol=_protocol(protocol),
             encoding=encoding or "float32",
+            server=dict(server),
             overrides=dict(overrides) | {name: value for name, value in given.items() if value is not None},
             **options,
         ),

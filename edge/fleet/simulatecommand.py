@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from broker.presets import Preset, load_preset
 from edge.fleet.baselinecommand import BaselineFit
+from edge.fleet.byzantine import Attack
 from edge.fleet.evaluator import Evaluator
 from edge.fleet.lockstep import Lockstep, LockstepSettings
 from edge.fleet.outcome import Outcome
@@ -15,6 +16,7 @@ from edge.fleet.progress import Progress
 from edge.fleet.runfolder import OnRound, RoundReport, RunFolder
 from edge.fleet.scenario import Scenario, load_scenario
 from edge.fleet.virtual import Simulation, SimulationSettings
+from trainer.aggregation import ROBUST, AggregationSettings
 from trainer.algorithms import ALGORITHMS
 from trainer.baselines import BASELINES
 from trainer.errors import ParameterError
@@ -37,6 +39,10 @@ class SimulateOptions:
         Entries of the preset that were given otherwise.
     item_lr : float or None
         In place of the preset's.
+    server : mapping
+        Entries of `trainer.aggregation.AggregationSettings`; `robust` adds those of its preset.
+    byzantine, attack, strength, speeds
+        See `edge.fleet.virtual.SimulationSettings`.
     """
 
     data: str
@@ -51,6 +57,28 @@ class SimulateOptions:
     workers: int = 1
     item_lr: float | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    server: Mapping[str, Any] = field(default_factory=dict)
+    robust: bool = False
+    byzantine: float = 0.0
+    attack: Attack = "sign-flip"
+    strength: float = 1.0
+    speeds: float = 0.0
+
+    @property
+    def clocked(self) -> bool:
+        """Whether devices have sessions and a clock; otherwise all users are simply in step."""
+        return self.mode == "buffered" or bool(self.server or self.robust or self.byzantine or self.speeds)
+
+    @property
+    def aggregation(self) -> AggregationSettings:
+        """How updates are combined."""
+        settings: dict[str, Any] = {"strategy": "fedbuff" if self.mode == "buffered" else "fedavg"}
+        settings |= (dict(ROBUST) if self.robust else {}) | dict(self.server)
+        try:
+            return AggregationSettings(**settings)
+        except TypeError as error:
+            names = ", ".join(each.name for each in fields(AggregationSettings))
+            raise ParameterError(f"--server takes {names} as KEY=VALUE, with a number or a name") from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,6 +144,8 @@ def run_simulation(
         "preset": options.preset,
         "buffer": options.buffer if options.mode == "buffered" else None,
         "max_staleness": options.max_staleness if options.mode == "buffered" else None,
+        "aggregation": asdict(options.aggregation) if options.clocked else None,
+        **{name: getattr(options, name) for name in ("byzantine", "attack", "strength", "speeds")},
         **{name: getattr(preset, name) for name in ("rounds", "dim", "scale", "noise", "select_by")},
     }
     # How many candidates a baseline has is not known before.
@@ -161,7 +191,7 @@ def _engine(
 ) -> Engine:
     if options.algorithm in BASELINES:
         return BaselineFit(BASELINES[options.algorithm], scenario, preset.dim, options.seed, on_round)
-    if options.mode == "sync":
+    if not options.clocked:
         in_step = LockstepSettings(
             algorithm=ALGORITHMS[options.algorithm],
             hyperparameters=hyperparameters,
@@ -179,8 +209,14 @@ def _engine(
     buffered = SimulationSettings(
         hyperparameters=hyperparameters,
         taste=taste,
-        buffer=options.buffer,
+        # In step, everybody is waited for.
+        buffer=options.buffer if options.mode == "buffered" else scenario.n_users,
         max_staleness=options.max_staleness,
+        aggregation=options.aggregation,
+        byzantine=options.byzantine,
+        attack=options.attack,
+        strength=options.strength,
+        speeds=options.speeds,
         encoding=options.encoding,
         rounds=preset.rounds,
         dim=preset.dim,
@@ -192,9 +228,9 @@ def _engine(
 
 
 def _require_consistent(options: SimulateOptions, preset: Preset, *, resume: bool) -> None:
-    if options.algorithm in BASELINES and (options.mode != "sync" or options.encoding != "float32"):
+    if options.algorithm in BASELINES and (options.clocked or options.encoding != "float32"):
         raise ParameterError(f"{options.algorithm} has no fleet; it takes neither --mode nor --encoding")
-    if options.mode == "sync":
+    if not options.clocked:
         return
     if resume:
         raise ParameterError("--resume is for rounds in step; --mode buffered starts anew with --overwrite")

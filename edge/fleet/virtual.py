@@ -1,8 +1,9 @@
 """The fleet on a virtual clock: the devices' sessions and the aggregator's core, no broker, no waiting.
 
 Devices check in by their own clocks, make a pass that takes a while (so that the version moves on meanwhile),
-and a round closes when `buffer` updates are in. A round of the results is as many counted updates as there
-are devices, so that rounds are the same amount of training as those of `edge.fleet.lockstep`.
+and a round closes when `buffer` updates are in; a buffer of all devices is a synchronous round, which waits
+for the slowest. A round of the results is as many counted updates as there are devices, so that rounds are
+the same amount of training as those of `edge.fleet.lockstep`.
 """
 
 import heapq
@@ -15,14 +16,16 @@ from broker.aggregator.core import AggregatorCore, CloseRound, CoreState, ReplyR
 from broker.aggregator.core import Command as ServerCommand
 from broker.aggregator.publication import Publication
 from broker.protocol.messages import Head, Plan, Receipt, encode, update_size
+from edge.fleet.byzantine import Attack, attacked, attackers
 from edge.fleet.device import VirtualDevice
 from edge.fleet.evaluator import Evaluator
 from edge.fleet.outcome import Outcome
 from edge.fleet.roundbook import RoundBook
 from edge.fleet.runfolder import OnRound
 from edge.fleet.scenario import Scenario
+from edge.fleet.speeds import pass_factors
 from edge.session import Command, Fetch, PublishUpdate, Settle, Train
-from trainer.aggregation import FedBuff
+from trainer.aggregation import AggregationSettings
 from trainer.errors import ParameterError
 from trainer.params import Hyperparameters, initial_score_function, initial_table
 from trainer.taste import TasteSettings
@@ -34,13 +37,25 @@ MEAN_PASS_S = 6.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SimulationSettings:
-    """How an asynchronous fleet trains; see ``edge-fleet simulate --help``."""
+    """How a fleet trains by the clock; see ``edge-fleet simulate --help``.
+
+    Attributes
+    ----------
+    byzantine : float
+        Share of the devices that send an `attack` of `strength` instead of what they learned.
+    speeds : float
+        Spread of the devices' speeds; see `edge.fleet.speeds`.
+    """
 
     hyperparameters: Hyperparameters
     taste: TasteSettings = field(default_factory=TasteSettings)
     buffer: int = 32
     max_staleness: int = 10
-    staleness_exponent: float = 0.5
+    aggregation: AggregationSettings = field(default_factory=AggregationSettings)
+    byzantine: float = 0.0
+    attack: Attack = "sign-flip"
+    strength: float = 1.0
+    speeds: float = 0.0
     encoding: str = "float32"
     rounds: int = 100
     dim: int = 32
@@ -90,15 +105,20 @@ class Simulation:
         self._devices = [VirtualDevice(scenario, user, settings.seed) for user in range(n_users)]
         self._device_of = {device.name: device for device in self._devices}
         self._rng = np.random.default_rng([settings.seed, 5])
+        names = np.array([device.name for device in self._devices])
+        self._attackers = set(names[attackers(settings.byzantine, n_users, settings.seed)].tolist())
+        self._attack_rng = np.random.default_rng([settings.seed, 10])
+        factors = pass_factors(settings.speeds, n_users, settings.seed)
+        self._pass_s = dict(zip(names.tolist(), (MEAN_PASS_S * factors).tolist(), strict=True))
         self._core = AggregatorCore(
             RoundSettings(
-                buffer=settings.buffer,
+                buffer=settings.aggregation.buffer(settings.buffer),
                 deadline_s=None,
                 max_staleness=settings.max_staleness,
                 population=n_users,
                 check_in_s=CHECK_IN_S,
             ),
-            FedBuff(settings.staleness_exponent),
+            settings.aggregation.make(),
             CoreState(instance=settings.seed, version=0, table=table),
         )
         plan = make_plan(
@@ -138,6 +158,11 @@ class Simulation:
                 self._appoint(wake_at, device, None)
         return self._evaluator.outcome()
 
+    @property
+    def now(self) -> float:
+        """The virtual time, in seconds."""
+        return self._now
+
     def resume(self) -> int:
         """Start anew: what is on its way at a moment is not kept."""
         return 0
@@ -149,7 +174,7 @@ class Simulation:
     def _carry_out(self, device: VirtualDevice, commands: list[Command]) -> None:
         for command in commands:
             if isinstance(command, Train):
-                self._appoint(self._now + self._rng.exponential(MEAN_PASS_S), device, command)
+                self._appoint(self._now + self._rng.exponential(self._pass_s[device.name]), device, command)
             elif isinstance(command, PublishUpdate):
                 self._deliver(device)
             elif isinstance(command, Fetch):
@@ -163,6 +188,11 @@ class Simulation:
     def _train(self, device: VirtualDevice, command: Train) -> None:
         began = time.perf_counter()
         device.train(command)
+        if device.outbox is not None and command.seq is not None and device.name in self._attackers:
+            shape = (self._core.table.shape[0], self._core.table.shape[1])
+            device.outbox = attacked(
+                device.outbox, self._settings.attack, self._settings.strength, shape, self._attack_rng
+            )
         self._book.watch.train += time.perf_counter() - began
         self._carry_out(device, device.session.training_done(command, self._now))
 

@@ -1,6 +1,22 @@
-"""How a server round combines updates into one change of the item table: one interface, two strategies."""
+"""How a server round combines updates into one change of the item table: one interface, pieces to combine."""
 
-from trainer.aggregation.interface import Accumulator, Strategy
-from trainer.aggregation.rounds import FedAvg, FedBuff
+from trainer.aggregation.interface import Accumulator, Closing, OpenRound, Strategy, Weighting
+from trainer.aggregation.optimisers import ServerOptimiser
+from trainer.aggregation.pipeline import Pipeline
+from trainer.aggregation.rounds import FedAsync, FedAvg, FedBuff
+from trainer.aggregation.settings import ROBUST, AggregationSettings
 
-__all__ = ["Accumulator", "FedAvg", "FedBuff", "Strategy"]
+__all__ = [
+    "ROBUST",
+    "Accumulator",
+    "AggregationSettings",
+    "Closing",
+    "FedAsync",
+    "FedAvg",
+    "FedBuff",
+    "OpenRound",
+    "Pipeline",
+    "ServerOptimiser",
+    "Strategy",
+    "Weighting",
+]

@@ -1,8 +1,8 @@
-"""FedAvg over the whole fleet, and its buffered asynchronous form."""
+"""FedAvg over the whole fleet, its buffered asynchronous form, and each update by itself."""
 
 from dataclasses import dataclass
 
-from trainer.aggregation.interface import Accumulator
+from trainer.aggregation.interface import Accumulator, SummedRound
 from trainer.errors import ParameterError
 from trainer.params import Floats
 
@@ -15,6 +15,12 @@ def _require_population(population: int) -> None:
         raise ParameterError(f"population is {population}; a fleet has at least one client")
 
 
+def _polynomial(staleness: int, exponent: float) -> float:
+    if staleness < 0:
+        raise ParameterError(f"staleness is {staleness}; an update cannot come from a later version")
+    return max(_LEAST_WEIGHT, float((1.0 + staleness) ** -exponent))
+
+
 @dataclass(frozen=True, slots=True)
 class FedAvg:
     """The paper's server: ``ΔE = (1/N) Σ ΔE_u`` over all N clients, untouched rows counting as zero.
@@ -23,9 +29,13 @@ class FedAvg:
     update weighs the same.
     """
 
-    def weight(self, staleness: int) -> float:  # noqa: ARG002 - the contract's signature
+    def open(self, n_items: int, dim: int) -> SummedRound:
+        """See `Strategy.open`."""
+        return SummedRound(self, n_items, dim)
+
+    def weight(self, staleness: int) -> float:
         """Give 1: in a synchronous round all updates are made from the same version."""
-        return 1.0
+        return _polynomial(staleness, 0.0)
 
     def change(self, updates: Accumulator, population: int) -> Floats:
         """Divide the sum by the population, so that who did not take part counts as no change."""
@@ -53,11 +63,13 @@ class FedBuff:
         if not 0.0 <= self.exponent <= 10.0:
             raise ParameterError(f"the staleness exponent is {self.exponent}; it must lie between 0 and 10")
 
+    def open(self, n_items: int, dim: int) -> SummedRound:
+        """See `Strategy.open`."""
+        return SummedRound(self, n_items, dim)
+
     def weight(self, staleness: int) -> float:
         """Give ``(1 + staleness)^-a``, but not less than 1e-12."""
-        if staleness < 0:
-            raise ParameterError(f"staleness is {staleness}; an update cannot come from a later version")
-        return max(_LEAST_WEIGHT, float((1.0 + staleness) ** -self.exponent))
+        return _polynomial(staleness, self.exponent)
 
     def change(self, updates: Accumulator, population: int) -> Floats:
         """Average with the weights, scaled by the fraction of the fleet that took part."""
@@ -66,3 +78,44 @@ class FedBuff:
             return updates.scaled(0.0)
         fraction = min(1.0, updates.count / population)
         return updates.scaled(fraction / updates.weight)
+
+
+@dataclass(frozen=True, slots=True)
+class FedAsync:
+    """Each update at once: ``ΔE = μ · (1 + staleness)^-a · ΔE_u``; rounds should have one update.
+
+    FedAsync (arXiv 1903.03934, polynomial staleness) mixes models, ``E <- (1 - μ_t) E + μ_t E_u``. Where the
+    update was made from the newest table this is the same; an older one would also pull the table back
+    towards what it was, which the sparse change does not: rows that others moved meanwhile keep that. Its
+    weights are not renormalised: a stale update moves the table less.
+
+    Attributes
+    ----------
+    exponent : float
+        a, at least 0.
+    mixing : float or None
+        μ, above 0 and at most 1; None is 1/N, with which N fresh updates move the table as far as one
+        round of `FedAvg`: the item learning rate of devices reckons with a division by N.
+    """
+
+    exponent: float = 0.5
+    mixing: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.exponent <= 10.0:
+            raise ParameterError(f"the staleness exponent is {self.exponent}; it must lie between 0 and 10")
+        if self.mixing is not None and not 0.0 < self.mixing <= 1.0:
+            raise ParameterError(f"the mixing weight is {self.mixing}; it must lie above 0 and at most at 1")
+
+    def open(self, n_items: int, dim: int) -> SummedRound:
+        """See `Strategy.open`."""
+        return SummedRound(self, n_items, dim)
+
+    def weight(self, staleness: int) -> float:
+        """Give ``(1 + staleness)^-a``, but not less than 1e-12."""
+        return _polynomial(staleness, self.exponent)
+
+    def change(self, updates: Accumulator, population: int) -> Floats:
+        """Add the updates up, each by itself."""
+        _require_population(population)
+        return updates.scaled(1.0 / population if self.mixing is None else self.mixing)

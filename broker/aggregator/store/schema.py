@@ -1,9 +1,9 @@
 """The aggregator's tables, as SQLAlchemy Core sees them; `migrations` makes them.
 
 ``journal`` has one row for each update's first verdict. An accepted one keeps its body until the round
-that counts it is stored (``version``); then the body has done its work. ``strategy_state`` has the arrays
-that a strategy remembers, float32 in rows of ``width``, as they were when the version was made; they are kept as
-long as the version's table.
+that counts it is stored (``version``); then the body has done its work.
+``strategy_state`` has the arrays that a strategy remembers, float32 in rows of ``width``, as they were when
+the version was made; they are kept as long as the version's table.
 """
 
 from sqlalchemy import BigInteger, Boolean, Column, Float, Integer, LargeBinary, MetaData, String, Table

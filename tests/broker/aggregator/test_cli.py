@@ -25,6 +25,7 @@ from broker.storage import exclusive
 from tests.broker.aggregator.builders import a_round, an_entry, an_update
 from tests.broker.aggregator.fleet import Device
 from tests.brokers import PATIENCE_S, RunningBroker, ScriptedBroker, require
+from trainer.aggregation import ROBUST
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,18 @@ def test_init_writes_every_option_into_the_configuration(tmp_path: Path, items: 
     assert (config.check_in_s, config.max_idle_passes, config.population) == (0.5, 7, 11)
     assert (config.encoding, config.item_lr, config.port) == ("float32", 2.5, 2883)
     assert (config.broker, config.strategy) == ("auto", "fedbuff")
+    assert config.clip_to_median == 0.0
+
+
+def test_init_writes_the_robust_preset(items: Path, tmp_path: Path, call: Call) -> None:
+    """And the strategy that was asked for."""
+    path = tmp_path / "robust"
+    given = ("--robust", "--strategy", "fedavg")
+    assert call("init", "--dir", path, "--fleet", "shop", "--items", items, *given).code == 0
+
+    config = load_config(path, {})
+    assert {name: getattr(config, name) for name in ROBUST} == dict(ROBUST)
+    assert config.strategy == "fedavg"
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def test_broker_is_our_own_or_an_address(broker: str) -> None:
         ({"broker": "mqtt://"}, "broker address"),
         ({"port": 0}, "port"),
         ({"port": 65536}, "port"),
-        ({"strategy": "fedprox"}, "fedbuff or fedavg"),
+        ({"strategy": "fedprox"}, "fedbuff, fedavg, fedasync"),
         ({"buffer": 0}, "buffer"),
         ({"deadline_s": 0.001}, "deadline"),
         ({"deadline_s": -1.0}, "deadline"),

@@ -36,7 +36,7 @@ from tests.broker.aggregator.builders import (
     decoded,
 )
 from tests.broker.protocol.strategies import updates as any_updates
-from trainer.aggregation import FedAvg, FedBuff, Strategy
+from trainer.aggregation import AggregationSettings, FedAvg, FedBuff, Strategy
 from trainer.errors import ParameterError
 from trainer.params import Floats
 
@@ -497,7 +497,13 @@ def _all_settings() -> st.SearchStrategy[RoundSettings]:
     )
 
 
-STRATEGIES: tuple[Strategy, ...] = (FedAvg(), FedBuff(), FedBuff(2.0))
+STRATEGIES: tuple[Strategy, ...] = (
+    FedAvg(),
+    FedBuff(),
+    FedBuff(2.0),
+    AggregationSettings(robust="trimmed-mean", clip_to_median=1.5, similarity=0.1).make(),
+    AggregationSettings(server_optimiser="yogi", clip=1.0).make(),
+)
 
 
 @dataclass
@@ -534,6 +540,7 @@ class Model:
             table=stored,
             answered=dict(self.newest),
             seen=set(self.devices),
+            strategy_state=self.rounds[-1].strategy_state if self.rounds else {},
         )
         pending = [(decoded(e.body), e.staleness, len(e.body)) for e in self.pending if e.body is not None]
         self.core = AggregatorCore(self.settings, self.strategy, state, pending)
@@ -672,8 +679,17 @@ class Model:
         self._keep(closed.table)
 
     def _check_table(self, table: Floats) -> None:
-        """Check a new table against the same sum in float64."""
+        """Check a new table: the same to the last bit from the journal, and linear ones in float64, too."""
         population = self.settings.population or len(self.devices)
+        replayed = self.strategy.open(N_ITEMS, DIM)
+        for entry in self.pending:
+            update = decoded(entry.body or b"")
+            change = ENCODINGS[update.encoding].decode(update.body, N_ITEMS, DIM)
+            replayed.add(change.rows, change.change, entry.staleness)
+        closing = replayed.close(population, self.rounds[-1].strategy_state if self.rounds else {})
+        assert table.tobytes() == (closing.change + self.tables[-1][0]).tobytes()
+        if not isinstance(self.strategy, FedAvg | FedBuff):
+            return
         exact = np.zeros((N_ITEMS, DIM))
         weights = []
         for entry in self.pending:
