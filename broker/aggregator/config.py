@@ -59,6 +59,10 @@ class AggregatorConfig:
     server_lr: float = option(0.1, "The server optimiser's learning rate.")
     population: int = option(0, "Devices in the fleet; 0 counts those seen so far.")
     check_in_s: float = option(30.0, "Seconds between a device's looks at the newest version.")
+    updates_per_s: float = option(
+        0.0, "Updates that the whole fleet should send a second, at most; devices wait longer then. 0: any."
+    )
+    least_updates: int = option(1, "Fewer updates do not close a round at its deadline.")
     max_idle_passes: int = option(100, "Passes that a device makes without a new interaction.")
     encoding: str = option("int8", "How updates are encoded: float32 (exact) or int8 (a quarter the size).")
     lr: float = option(0.1, "Learning rate of a device's own score function.")
@@ -113,6 +117,8 @@ class AggregatorConfig:
             max_staleness=self.max_staleness,
             population=self.population or None,
             check_in_s=self.check_in_s,
+            updates_per_s=self.updates_per_s or None,
+            least_updates=min(self.least_updates, self.aggregation.buffer(self.buffer)),
         )
 
     def make_strategy(self) -> Strategy:

@@ -17,7 +17,8 @@ Every first verdict is journalled, whatever it is, so that each (device, incarna
 updates made = counted + stale + rejected. Sequence numbers of a device only grow, so the newest one
 with its verdict is all that must be remembered.
 
-A round closes when `buffer` updates were accepted, or `deadline_s` after its first one. The service stores
+A round closes when `buffer` updates were accepted, or, with at least `least_updates`, `deadline_s` after its
+first one. The service stores
 the outcome of a whole batch of events in one transaction; only afterwards may anything be acknowledged
 or published. Therefore `ReplyReceipt` and `PublishVersion` are commands to be carried out after the
 `Journal` and `CloseRound` commands of the same batch are durable.
@@ -30,6 +31,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from broker.aggregator.pacing import Pacing
 from broker.errors import EncodingError
 from broker.protocol.encodings import ENCODINGS, SparseChange
 from broker.protocol.messages import Receipt, Update, Verdict
@@ -53,7 +55,11 @@ class RoundSettings:
     population : int or None
         Clients of the fleet; None counts those seen.
     check_in_s : float
-        Seconds that receipts tell devices to wait.
+        Seconds that receipts tell devices to wait, where the pace does not say longer.
+    updates_per_s : float or None
+        The pace: updates of the whole fleet a second, at most; see `broker.aggregator.pacing`.
+    least_updates : int
+        Fewer do not close a round at its deadline: it goes on until so many are in.
     """
 
     buffer: int = 32
@@ -61,6 +67,8 @@ class RoundSettings:
     max_staleness: int = 10
     population: int | None = None
     check_in_s: float = 30.0
+    updates_per_s: float | None = None
+    least_updates: int = 1
 
     def __post_init__(self) -> None:
         if not 1 <= self.buffer <= 1_000_000:
@@ -73,8 +81,16 @@ class RoundSettings:
             raise ParameterError(f"max_staleness is {self.max_staleness}; it must lie between 0 and 100000")
         if self.population is not None and self.population < 1:
             raise ParameterError(f"population is {self.population}; a fleet has at least one client")
-        if not 0.0 <= self.check_in_s <= 604_800:
-            raise ParameterError(f"check_in_s is {self.check_in_s}; it must lie between 0 s and 7 days")
+        if not 1 <= self.least_updates <= self.buffer:
+            raise ParameterError(
+                f"least_updates is {self.least_updates}; it must lie between 1 and the buffer, {self.buffer}"
+            )
+        _ = self.pacing
+
+    @property
+    def pacing(self) -> Pacing:
+        """What receipts tell devices."""
+        return Pacing(check_in_s=self.check_in_s, updates_per_s=self.updates_per_s)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -211,6 +227,9 @@ class AggregatorCore:
         pending: Iterable[tuple[Update, int, int]] = (),
     ) -> None:
         self.settings = settings
+        self.load = 0.0
+        """How full the queue of what waits is, 0 to 1: set by the service before it gives events."""
+        self._pacing = settings.pacing
         self._strategy = strategy
         self._state = state
         self._opened_at: float | None = None
@@ -247,7 +266,8 @@ class AggregatorCore:
     @property
     def wake_at(self) -> float | None:
         """When `tick` should be called next: the open round's deadline; None if nothing waits."""
-        if self._round.count == 0 or self._opened_at is None or self.settings.deadline_s is None:
+        enough = self._round.count >= self.settings.least_updates
+        if not enough or self._opened_at is None or self.settings.deadline_s is None:
             return None
         return self._opened_at + self.settings.deadline_s
 
@@ -364,6 +384,6 @@ class AggregatorCore:
             reason=reason,
             version=self.version,
             staleness=max(0, self.version - update.base_version),
-            check_in_s=float(self.settings.check_in_s),
+            check_in_s=float(self._pacing.check_in(self.population, self.load)),
         )
         return ReplyReceipt(device, receipt)

@@ -20,7 +20,16 @@ from broker.aggregator.core import AggregatorCore, CloseRound, Command, Journal,
 from broker.aggregator.publication import Publication
 from broker.aggregator.reassembly import Reassembly
 from broker.aggregator.store.interface import AggregatorStore, Batch
-from broker.connection import Connected, Connection, EventQueue, LinkEvent, Lost, Received, Refused
+from broker.connection import (
+    QUEUE_EVENTS,
+    Connected,
+    Connection,
+    EventQueue,
+    LinkEvent,
+    Lost,
+    Received,
+    Refused,
+)
 from broker.errors import ProtocolError, RefusedError
 from broker.protocol.encodings import ENCODINGS
 from broker.protocol.messages import Chunk, Receipt, Status, Update, decode, encode
@@ -113,6 +122,7 @@ class AggregatorService:
 
     def _work_on(self, events: list[LinkEvent]) -> None:
         known_before = self._core.population
+        self._core.load = self._events.qsize() / QUEUE_EVENTS
         commands: list[Command] = []
         received: list[Received] = []
         connected = False

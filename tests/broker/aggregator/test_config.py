@@ -45,6 +45,15 @@ def test_round_settings_are_those_of_the_file() -> None:
     assert (settings.population, settings.check_in_s) == (9, 7.0)
 
 
+def test_pace_and_least_updates_reach_the_rounds() -> None:
+    """0 is no pace; a smaller buffer, as of fedasync, is never short of the least."""
+    config = AggregatorConfig(fleet="f", updates_per_s=50.0, least_updates=8)
+    assert (config.round_settings.updates_per_s, config.round_settings.least_updates) == (50.0, 8)
+    assert AggregatorConfig(fleet="f").round_settings.updates_per_s is None
+    at_once = AggregatorConfig(fleet="f", strategy="fedasync", least_updates=8).round_settings
+    assert (at_once.buffer, at_once.least_updates) == (1, 1)
+
+
 def test_strategy_is_made_with_its_exponent() -> None:
     """The staleness exponent is FedBuff's; FedAvg has none."""
     assert AggregatorConfig(fleet="f", staleness_exponent=2.0).make_strategy() == FedBuff(2.0)
