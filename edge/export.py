@@ -2,9 +2,9 @@
 
 from base64 import b64encode
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import Any
 
+from edge import moment
 from edge.config import DeviceConfig
 from edge.personal import Personal
 from edge.store import DeviceStore
@@ -32,9 +32,11 @@ def document(store: DeviceStore, config: DeviceConfig, now: float) -> dict[str, 
         return {
             "format": "pfedrec-device",
             "format_version": FORMAT,
-            "exported_at": _iso(now),
+            "exported_at": moment.utc(now),
             "settings": _settings(config),
-            "interactions": [{"item": item, "at": at, "time": _iso(at)} for item, at in store.interactions()],
+            "interactions": [
+                {"item": item, "at": at, "time": moment.utc(at)} for item, at in store.interactions()
+            ],
             "personal": _personal(store, store.personal()),
             "model": head and {"version": head.version, "sha256": head.sha256.hex(), "items": head.rows},
             "updates_made": remembered.last_seq,
@@ -42,10 +44,6 @@ def document(store: DeviceStore, config: DeviceConfig, now: float) -> dict[str, 
             "receipts": store.receipts(),
             "withdrawn": store.withdrawn(),
         }
-
-
-def _iso(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 def _settings(config: DeviceConfig) -> dict[str, Any]:

@@ -4,9 +4,9 @@ It reads the store and the configuration; it does not know who asks, and nothing
 """
 
 import time
-from datetime import UTC, datetime
 from typing import Any
 
+from edge import moment
 from edge.bulletin import read_bulletin
 from edge.config import DeviceConfig
 from edge.putaside import damaged_files
@@ -36,7 +36,7 @@ def device_facts(config: DeviceConfig, store: DeviceStore, *, running: bool) -> 
         "interactions": interacted.total,
         "known_items": int(interacted.rows.size),
         "unknown_items": interacted.unknown,
-        "last_training": None if trained_at is None else _moment(trained_at),
+        "last_training": None if trained_at is None else moment.utc(trained_at),
         "updates_made": remembered.last_seq,
         "outbox": store.outbox_size(),
         "receipts": store.receipts(),
@@ -44,7 +44,3 @@ def device_facts(config: DeviceConfig, store: DeviceStore, *, running: bool) -> 
         "damaged_files": [path.name for path in damaged_files(store.path)],
         "scorer": available_scorer_name() if config.scorer == "auto" else config.scorer,
     }
-
-
-def _moment(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

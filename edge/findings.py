@@ -5,10 +5,10 @@ Nothing here reads anything; `edge.doctor` does. A fact that is None is unknown,
 
 import math
 import re
-import time
 from dataclasses import dataclass
 from enum import StrEnum
 
+from edge import moment
 from edge.guards import Limits
 from edge.probe import Answer
 
@@ -82,7 +82,7 @@ def versions(installed: dict[str, str | None]) -> Finding:
 
 def clock(now: float, newest_interaction_at: float | None, *, synchronised: bool | None) -> Finding:
     """Judge the time of day, in seconds since the epoch."""
-    shown = time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(now))
+    shown = moment.local(now)
     remedy = "set the clock (timedatectl set-time), and let NTP keep it (timedatectl set-ntp true)"
     if not EARLIEST <= now < _LATEST:
         return problem("clock", f"{shown} is not today", remedy)

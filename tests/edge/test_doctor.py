@@ -159,10 +159,14 @@ def test_broker_that_does_not_answer_costs_ten_seconds_at_most(tmp_path: Path) -
         address = f"mqtt://{HOST}:{listener.getsockname()[1]}"
         directory = a_directory(tmp_path / "device", "shop", address)
         began = time.monotonic()
+        examined(tmp_path / "device", PFEDREC_BROKER=f"mqtt://{HOST}:{free_port()}")
+        usual_s = time.monotonic() - began
+        began = time.monotonic()
         code, found = examined(directory)
-        assert time.monotonic() - began < 12.0
+        asked_s = time.monotonic() - began
     assert code == ExitCode.ATTENTION
     assert found["broker"]["found"] == "what listens there says nothing"
+    assert asked_s < 2 * usual_s + 12.0  # on a slow processor all else takes its time, too
 
 
 @pytest.mark.process
