@@ -248,13 +248,13 @@ class Agent:
     def _finish_download(self, download: Download, now: float) -> None:
         self._end_download()
         try:
-            table, item_keys = download.result()
+            table, catalogue = download.result()
         except ProtocolError as error:
             _LOG.error("version %d is not used: %s", download.head.version, error)
             self._carry_out(self._session.table_failed(now))
             return
-        self._store.replace_model(download.head, table, item_keys)
-        if item_keys is not None:
+        self._store.replace_model(download.head, table, catalogue)
+        if catalogue is not None:
             self._personal = self._store.personal()
         self._model = Model(head=download.head, table=table)
         how = f"by {len(download.steps)} steps" if download.steps else "as a whole"
@@ -346,7 +346,11 @@ class Agent:
         n_items = len(self._model.table)
         # The catalogue may be a step ahead of the table.
         rows = interacted.rows[interacted.rows < n_items]
-        return rows, NegativeSampler.excluding(n_items, rows) if 0 < rows.size < n_items else None
+        retired = interacted.retired[interacted.retired < n_items]
+        excluded = np.union1d(rows, retired)
+        return rows, NegativeSampler.excluding(
+            n_items, excluded
+        ) if rows.size and excluded.size < n_items else None
 
     def _carry_out(self, commands: list[Command]) -> None:
         for command in commands:

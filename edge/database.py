@@ -35,7 +35,12 @@ _SENDS = (
     # How often an update was sent: 0, 1, or 2 for more. One from before may have been sent.
     "ALTER TABLE outbox ADD COLUMN sends INTEGER NOT NULL DEFAULT 1",
 )
-MIGRATIONS: Sequence[Sequence[str]] = (_FIRST_LIGHT, _COUNTED_ONCE, _SENDS)
+_MARKS = (
+    # Rows that are not recommended any more, and what rows were called before.
+    "ALTER TABLE catalogue ADD COLUMN retired INTEGER NOT NULL DEFAULT 0",
+    "CREATE TABLE former_keys (item TEXT PRIMARY KEY, row INTEGER NOT NULL) WITHOUT ROWID",
+)
+MIGRATIONS: Sequence[Sequence[str]] = (_FIRST_LIGHT, _COUNTED_ONCE, _SENDS, _MARKS)
 """Step n brings a database from ``user_version`` n to n + 1."""
 
 

@@ -5,6 +5,7 @@ A download that was cut off is gone on with: chunks that are there are not asked
 
 from collections.abc import Sequence
 
+from broker.protocol.catalogue import Catalogue
 from broker.protocol.chunks import Assembly
 from broker.protocol.deltas import with_delta
 from broker.protocol.messages import Chunk, Delta, Head
@@ -112,8 +113,8 @@ class Download:
             self._catalogue is None or self._catalogue.complete
         )
 
-    def result(self) -> tuple[Floats, tuple[str, ...] | None]:
-        """Check the hashes; give the table (rows, dim) and the item keys, None if they were not needed.
+    def result(self) -> tuple[Floats, Catalogue | None]:
+        """Check the hashes; give the table (rows, dim) and the catalogue, None if it was not needed.
 
         Raises
         ------

@@ -20,6 +20,13 @@ ASKED_FOR = "asked_for"
 _KEPT_BY_RESET = ("connection", LEFT_ON_BROKERS, ASKED_FOR)
 """Of the first: its statuses must go on to grow, or the fleet takes them for old last wills."""
 
+_ALL_NAMES = (
+    "item IN ({0}) OR item IN (WITH theirs (row) AS (SELECT row FROM catalogue WHERE item IN ({0}) "
+    "UNION SELECT row FROM former_keys WHERE item IN ({0})) "
+    "SELECT item FROM catalogue WHERE row IN theirs UNION SELECT item FROM former_keys WHERE row IN theirs)"
+)
+"""An item may have been recorded under another of its names."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Selection:
@@ -38,7 +45,8 @@ class Selection:
         """Give a condition on a row of the interactions, and its parameters."""
         conditions, parameters = ["1"], list[Any]()
         if self.items is not None:
-            conditions.append(f"item IN ({', '.join('?' * len(self.items))})")
+            numbers = ", ".join(f"?{number}" for number in range(1, len(self.items) + 1))
+            conditions.append(f"({_ALL_NAMES.format(numbers)})")
             parameters += self.items
         for condition, bound in (("at >= ?", self.since), ("at < ?", self.until)):
             if bound is not None:
@@ -133,7 +141,7 @@ def reset(connection: sqlite3.Connection, incarnation: int, *, keep_interactions
     received = _has_received(connection)
     withdrawn, sent = _withdraw(connection)
     personal = connection.execute("DELETE FROM personal").rowcount > 0
-    for table in ("model", "catalogue", "receipts"):
+    for table in ("model", "catalogue", "former_keys", "receipts"):
         connection.execute(f"DELETE FROM {table}")  # noqa: S608 - from the list above
     removed = 0
     if not keep_interactions:

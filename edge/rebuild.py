@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from broker.errors import CorruptError, PFedRecError
+from broker.protocol.catalogue import Catalogue
 from broker.protocol.messages import VERDICTS, Head, decode
 from broker.protocol.topics import Topic
 from broker.protocol.versions import catalogue_bytes, sha256
@@ -37,7 +38,7 @@ from edge.personal import Personal
 from edge.putaside import finish, rebuilt_name, stamp
 from edge.salvage import Interaction, salvage
 from edge.scheduler import Progress
-from edge.store import DeviceStore, personal_bytes, personal_from_bytes
+from edge.store import DeviceStore, insert_catalogue, personal_bytes, personal_from_bytes
 from trainer.errors import DataError
 from trainer.params import Floats
 
@@ -67,8 +68,8 @@ class Remains:
         That of the table which `personal` belongs to.
     table : bytes or None
         That table, if it has its hash.
-    item_keys : list of str or None
-        The catalogue, if it has its hash.
+    catalogue : Catalogue or None
+        If it has its hash.
     waiting : int
         Updates in the outbox.
     identities : list of (bytes, int)
@@ -85,7 +86,7 @@ class Remains:
     personal: Personal | None
     head: bytes | None
     table: bytes | None
-    item_keys: list[str] | None
+    catalogue: Catalogue | None
     waiting: int
     identities: list[tuple[bytes, int]]
     left_on_brokers: dict[str, list[Topic]]
@@ -203,9 +204,9 @@ def _remains(path: Path, interactions: list[Interaction]) -> Remains:
         if verdict in VERDICTS and type(count) is int and count > 0
     }
     head_bytes, head = _head(path)
-    item_keys = _item_keys(path, head)
+    catalogue = _catalogue(path, head)
     # One without the other would stay that way: the device fetches what is another than the head says.
-    table = None if item_keys is None else _table(path, head)
+    table = None if catalogue is None else _table(path, head)
     return Remains(
         interactions=interactions,
         revision=_revision(path, interactions, counts),
@@ -215,7 +216,7 @@ def _remains(path: Path, interactions: list[Interaction]) -> Remains:
         personal=_personal(path, head, table),
         head=head_bytes,
         table=table,
-        item_keys=item_keys,
+        catalogue=catalogue,
         waiting=len(_query(path, "SELECT seq FROM outbox")),
         identities=_identities(path, {row.id for row in interactions}),
         left_on_brokers=read_left_behind(facts.get(LEFT_ON_BROKERS)),
@@ -251,13 +252,21 @@ def _table(path: Path, head: Head | None) -> bytes | None:
     return rows[0][0] if sha256(rows[0][0]) == head.sha256 else None
 
 
-def _item_keys(path: Path, head: Head | None) -> list[str] | None:
-    keys = [key for (key,) in _query(path, "SELECT item FROM catalogue ORDER BY row")]
+def _catalogue(path: Path, head: Head | None) -> Catalogue | None:
+    rows = _query(path, "SELECT item, retired FROM catalogue ORDER BY row")
+    # In a database of an older release no row is marked.
+    rows = rows or [(key, 0) for (key,) in _query(path, "SELECT item FROM catalogue ORDER BY row")]
+    former = _query(path, "SELECT item, row FROM former_keys")
     try:
-        fits = head is not None and sha256(catalogue_bytes(keys)) == head.catalogue_sha256
+        found = Catalogue(
+            tuple(key for key, _ in rows),
+            frozenset(row for row, (_, retired) in enumerate(rows) if retired),
+            dict(former),
+        )
+        fits = head is not None and sha256(catalogue_bytes(found)) == head.catalogue_sha256
     except (DataError, PFedRecError, TypeError, ValueError):
         return None
-    return keys if fits else None
+    return found if fits else None
 
 
 def _personal(path: Path, head: Head | None, table: bytes | None) -> Personal | None:
@@ -341,8 +350,8 @@ def _fill(connection: sqlite3.Connection, remains: Remains, now: int) -> None:
     if remains.head is not None:
         # Without its table the head only tells whose the personal state is.
         connection.execute("INSERT INTO model VALUES (1, ?, ?)", (remains.head, remains.table or b""))
-    if remains.item_keys is not None:
-        connection.executemany("INSERT INTO catalogue VALUES (?, ?)", enumerate(remains.item_keys))
+    if remains.catalogue is not None:
+        insert_catalogue(connection, remains.catalogue)
 
 
 def _remove(draft: Path) -> None:

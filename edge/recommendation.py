@@ -68,7 +68,7 @@ def recommend(
     Parameters
     ----------
     exclude_seen : bool
-        Leave out what the user has interacted with.
+        Leave out what the user has interacted with. Retired items are left out in any case.
     among : sequence of str, optional
         Only these items.
     explain : bool
@@ -94,7 +94,9 @@ def recommend(
     newest = interacted.newest[interacted.newest < model.head.rows]
     score_function = with_taste(known.score_function, model.table, newest, model.head.plan.taste)
     logits = scorer.logits(known.view(model.table), score_function)
-    left_out = newest if exclude_seen else newest[:0]
+    left_out = interacted.retired[interacted.retired < model.head.rows]
+    if exclude_seen:
+        left_out = np.union1d(left_out, newest)
     if among is not None:
         wanted = store.item_rows(among)
         wanted = wanted[wanted < model.head.rows]

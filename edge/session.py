@@ -235,7 +235,12 @@ class Session:
             self.activity is Activity.FETCHING
             and self.may_transfer
             and fetching is not None
-            and (head.instance != fetching.instance or head.version >= fetching.version + 2)
+            and (
+                head.instance != fetching.instance
+                or head.version >= fetching.version + 2
+                # There is one place for the catalogue: the one that is being fetched is no longer there.
+                or head.catalogue_sha256 != fetching.catalogue_sha256
+            )
         ):
             commands += self._fetch(head, now)
         return commands + self.tick(now)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from broker.errors import EncodingError, InUseError, ProtocolError
+from broker.protocol.catalogue import Catalogue
 from broker.protocol.messages import Head, Verdict, decode, encode
 from broker.protocol.versions import catalogue_bytes, sha256, table_bytes
 from broker.storage import sync_file
@@ -24,6 +25,11 @@ from edge.retention import Retention
 from edge.scheduler import Progress
 from edge.session import Remembered
 from trainer.params import Floats, Rows, ScoreFunction
+
+_ROW_OF = (
+    "coalesce((SELECT row FROM catalogue WHERE item = {0}), (SELECT row FROM former_keys WHERE item = {0}))"
+)
+"""The row of an item key: a row's own, or one that a row had before."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -46,6 +52,8 @@ class Interacted:
         Distinct rows of the catalogue, in the order of the first interaction with each.
     newest : ndarray, shape (n_known,), int64
         The same rows in the order of the last interaction with each, the newest last.
+    retired : ndarray, shape (n_retired,), int64
+        Rows of the catalogue that are neither recommended nor drawn as negatives, ascending.
     unknown : int
         Distinct items that the catalogue does not have (yet).
     total : int
@@ -57,6 +65,7 @@ class Interacted:
     revision: int
     rows: Rows
     newest: Rows
+    retired: Rows
     unknown: int
     total: int
     erasures: int
@@ -146,18 +155,22 @@ class DeviceStore(Database):
         # First of all: if the user forgets something meanwhile, a pass with these rows is not stored.
         erasures = self.erasures()
         rows = self._rows(
-            "SELECT c.row, max(i.at), max(i.id) FROM interactions i JOIN catalogue c ON c.item = i.item "
-            "GROUP BY c.row ORDER BY min(i.at), min(i.id)"
+            f"SELECT {_ROW_OF.format('i.item')} AS row, max(i.at), max(i.id) FROM interactions i "  # noqa: S608
+            "WHERE row IS NOT NULL GROUP BY row ORDER BY min(i.at), min(i.id)"
         )
         newest = sorted(rows, key=lambda row: row[1:])
-        total, distinct = self._rows("SELECT count(*), count(DISTINCT item) FROM interactions")[0]
+        [(total,)] = self._rows("SELECT count(*) FROM interactions")
+        [(unknown,)] = self._rows(
+            f"SELECT count(DISTINCT item) FROM interactions i WHERE {_ROW_OF.format('i.item')} IS NULL"  # noqa: S608
+        )
         with self._named():
             revision = erasure.revision(self._connection)
         return Interacted(
             revision=revision,
             rows=np.array([row for row, *_ in rows], dtype=np.int64),
             newest=np.array([row for row, *_ in newest], dtype=np.int64),
-            unknown=distinct - len(rows),
+            retired=self.retired_rows(),
+            unknown=unknown,
             total=total,
             erasures=erasures,
         )
@@ -213,7 +226,7 @@ class DeviceStore(Database):
 
     # -- model -------------------------------------------------------------------------------------
 
-    def replace_model(self, head: Head, table: Floats, item_keys: Sequence[str] | None) -> None:
+    def replace_model(self, head: Head, table: Floats, catalogue: Catalogue | Sequence[str] | None) -> None:
         """Put a checked table, its head and (if given) its catalogue in the place of those before.
 
         The personal state of another aggregator's table means nothing for this one and is dropped.
@@ -230,11 +243,8 @@ class DeviceStore(Database):
                 "ON CONFLICT (id) DO UPDATE SET head = excluded.head, item_table = excluded.item_table",
                 (encode(head), table_bytes(table)),
             )
-            if item_keys is not None:
-                connection.execute("DELETE FROM catalogue")
-                connection.executemany(
-                    "INSERT INTO catalogue (row, item) VALUES (?, ?)", enumerate(item_keys)
-                )
+            if catalogue is not None:
+                insert_catalogue(connection, Catalogue.of(catalogue))
 
     def model_head(self) -> Head | None:
         """Give the head of the table on the device."""
@@ -283,7 +293,7 @@ class DeviceStore(Database):
         model, personal = self.model(), self.personal()
         if model is None:
             return
-        if sha256(catalogue_bytes(self.catalogue())) != model.head.catalogue_sha256:
+        if sha256(catalogue_bytes(self.marked_catalogue())) != model.head.catalogue_sha256:
             raise self._damaged("the catalogue does not have its SHA-256")
         if personal is not None and not personal.fits(model.table):
             raise self._damaged("the personal state is not one of the item table")
@@ -296,14 +306,29 @@ class DeviceStore(Database):
         """Give all item keys in row order."""
         return [key for (key,) in self._rows("SELECT item FROM catalogue ORDER BY row")]
 
+    def marked_catalogue(self) -> Catalogue:
+        """Give the whole catalogue, with its retired rows and former keys."""
+        former = self._rows("SELECT item, row FROM former_keys")
+        return Catalogue(
+            tuple(self.catalogue()), frozenset(int(row) for row in self.retired_rows()), dict(former)
+        )
+
+    def retired_rows(self) -> Rows:
+        """Give the rows that are neither recommended nor drawn as negatives, ascending; int64."""
+        rows = self._rows("SELECT row FROM catalogue WHERE retired ORDER BY row")
+        return np.array([row for (row,) in rows], dtype=np.int64)
+
     def unknown_items(self, keys: Sequence[str]) -> list[str]:
-        """Give those of `keys` that the catalogue does not have."""
-        return [key for key in keys if not self._rows("SELECT 1 FROM catalogue WHERE item = ?", key)]
+        """Give those of `keys` that the catalogue does not have, under this or a former name."""
+        return [key for key in keys if self._row(key) is None]
 
     def item_rows(self, keys: Sequence[str]) -> Rows:
         """Give the rows of those of `keys` that the catalogue has; shape (n,), int64."""
-        found = (self._rows("SELECT row FROM catalogue WHERE item = ?", key) for key in keys)
-        return np.array([rows[0][0] for rows in found if rows], dtype=np.int64)
+        found = [self._row(key) for key in keys]
+        return np.array([row for row in found if row is not None], dtype=np.int64)
+
+    def _row(self, key: str) -> int | None:
+        return self._rows(f"SELECT {_ROW_OF.format('?1')}", key)[0][0]  # type: ignore[no-any-return]
 
     def item_keys(self, rows: Rows) -> list[str]:
         """Give the keys of catalogue rows."""
@@ -402,6 +427,17 @@ class DeviceStore(Database):
     def outbox_size(self) -> int:
         """Give how many updates wait."""
         return int(self._rows("SELECT count(*) FROM outbox")[0][0])
+
+
+def insert_catalogue(connection: sqlite3.Connection, catalogue: Catalogue) -> None:
+    """Put a catalogue in the place of the one before, within a transaction."""
+    connection.execute("DELETE FROM catalogue")
+    connection.execute("DELETE FROM former_keys")
+    connection.executemany(
+        "INSERT INTO catalogue (row, item, retired) VALUES (?, ?, ?)",
+        ((row, key, row in catalogue.retired) for row, key in enumerate(catalogue.keys)),
+    )
+    connection.executemany("INSERT INTO former_keys (item, row) VALUES (?, ?)", catalogue.former.items())
 
 
 def personal_bytes(personal: Personal) -> tuple[bytes, float, bytes, bytes]:

@@ -28,11 +28,7 @@ def parse_item_keys(content: bytes, source: str) -> tuple[str, ...]:
         With the line number, when the file is empty, binary, or has a key that is empty, too long, not
         printable or repeated.
     """
-    lines = [(number, line) for number, line in enumerate(decoded_lines(content, source), 1) if line.strip()]
-    separator = _separator([line for _, line in lines])
-    keys = [(number, _first_field(line, separator, source, number)) for number, line in lines]
-    if len(keys) > 1 and keys[0][1].lower() in _HEADERS:
-        keys = keys[1:]
+    keys = [(number, columns[0]) for number, columns in split_lines(content, source)]
     line_of: dict[str, int] = {}
     for number, text in keys:
         key = checked_key(text, "item key", source, number)
@@ -44,6 +40,22 @@ def parse_item_keys(content: bytes, source: str) -> tuple[str, ...]:
     return tuple(line_of)
 
 
+def split_lines(content: bytes, source: str, *, header: bool = True) -> list[tuple[int, list[str]]]:
+    """Give a file's lines that are not empty, each with its number, in columns.
+
+    A separator counts when every line has it, as `parse_item_keys` says. With `header` a first line that
+    names the column is left out.
+
+    Raises
+    ------
+    DataFormatError
+    """
+    lines = [(number, line) for number, line in enumerate(decoded_lines(content, source), 1) if line.strip()]
+    separator = _separator([line for _, line in lines])
+    split = [(number, _columns(line, separator, source, number)) for number, line in lines]
+    return split[1:] if header and len(split) > 1 and split[0][1][0].lower() in _HEADERS else split
+
+
 def _separator(lines: list[str]) -> str | None:
     in_all = [separator for separator in _SEPARATORS if all(separator in line for line in lines)]
     if "\t" in in_all:  # which no key holds
@@ -52,10 +64,10 @@ def _separator(lines: list[str]) -> str | None:
     return min(in_all, key=lines[0].index, default=None)
 
 
-def _first_field(line: str, separator: str | None, source: str, number: int) -> str:
+def _columns(line: str, separator: str | None, source: str, number: int) -> list[str]:
     if separator == "," and '"' in line:
         try:
-            return next(csv.reader([line], strict=True))[0].strip()
+            return [column.strip() for column in next(csv.reader([line], strict=True))]
         except csv.Error as error:
             raise DataFormatError(source, number, str(error)) from error
-    return (line.split(separator, 1)[0] if separator else line).strip()
+    return [column.strip() for column in (line.split(separator) if separator else [line])]

@@ -9,17 +9,21 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from broker.address import BrokerAddress
 from broker.aggregator.config import OWN_BROKERS, AggregatorConfig
+from broker.aggregator.itemscommand import items
 from broker.commandline import Duration, Identifier, echo_facts, echo_json, run, say
 from broker.embedded import choose_broker, own_broker
 from broker.storage import exclusive, is_in_use
 from trainer.aggregation import ROBUST
 from trainer.params import MAX_DIM
+
+if TYPE_CHECKING:
+    from broker.aggregator.store.interface import RoundRecord
 
 _DIRECTORY = click.option(
     "--dir",
@@ -224,10 +228,19 @@ def rounds(directory: Path, limit: int, *, as_json: bool) -> None:
     click.echo("version  updates  closed by  staleness      bytes up  closed at (UTC)")
     for record in records:
         click.echo(
-            f"{record.version:>7}  {record.updates:>7}  {'deadline' if record.by_deadline else 'buffer':<9}  "
+            f"{record.version:>7}  {record.updates:>7}  {_closed_by(record):<9}  "
             f"{record.staleness_mean:>9.2f}  {record.bytes_up:>12}  "
             f"{datetime.fromtimestamp(record.closed_at, UTC):%Y-%m-%d %H:%M:%S}"
         )
+
+
+def _closed_by(record: "RoundRecord") -> str:
+    if record.catalogue_changed:
+        return "catalogue"
+    return "deadline" if record.by_deadline else "buffer"
+
+
+cli.add_command(items)
 
 
 def main() -> None:

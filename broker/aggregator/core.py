@@ -18,10 +18,10 @@ updates made = counted + stale + rejected. Sequence numbers of a device only gro
 with its verdict is all that must be remembered.
 
 A round closes when `buffer` updates were accepted, or, with at least `least_updates`, `deadline_s` after its
-first one. The service stores
-the outcome of a whole batch of events in one transaction; only afterwards may anything be acknowledged
-or published. Therefore `ReplyReceipt` and `PublishVersion` are commands to be carried out after the
-`Journal` and `CloseRound` commands of the same batch are durable.
+first one, or when the catalogue changes, however few updates it has by then: the change is a part of the
+version that the round makes. The service stores the outcome of a whole batch of events in one transaction;
+only afterwards may anything be acknowledged or published. Therefore `ReplyReceipt` and `PublishVersion` are
+commands to be carried out after the `Journal` and `CloseRound` commands of the same batch are durable.
 
 Two invariants, held by tests with random event orders: versions only grow, by one for each closed
 round; and no accepted update is in more than one round, or in none once its round closed.
@@ -31,8 +31,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+import numpy as np
+
+from broker.aggregator.catalogue_changes import (
+    CatalogueChange,
+    CatalogueStep,
+    Changed,
+    apply_change,
+    with_new_rows,
+)
 from broker.aggregator.pacing import Pacing
 from broker.errors import EncodingError
+from broker.protocol.catalogue import Catalogue
 from broker.protocol.encodings import ENCODINGS, SparseChange
 from broker.protocol.messages import Receipt, Update, Verdict
 from trainer.aggregation import Strategy
@@ -139,6 +149,8 @@ class ClosedRound:
     strategy_state : mapping of str to ndarray, float32, two-dimensional
         What the strategy remembers between rounds, as it is after this one; see `CoreState`. It is stored in
         the same transaction as the version.
+    catalogue_step : CatalogueStep or None
+        The change of the catalogue that closed it, which is applied with it.
     """
 
     version: int
@@ -148,6 +160,7 @@ class ClosedRound:
     bytes_up: int
     by_deadline: bool
     strategy_state: Mapping[str, Floats] = field(default_factory=dict)
+    catalogue_step: CatalogueStep | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -199,6 +212,8 @@ class CoreState:
     strategy_state : mapping of str to ndarray, float32, two-dimensional
         What the strategy remembered when `version` was made, such as a server optimiser's moments, by name;
         empty before the first round, and for strategies without memory.
+    catalogue : Catalogue
+        Of the table's rows.
     """
 
     instance: int
@@ -207,6 +222,7 @@ class CoreState:
     answered: dict[tuple[str, int], Answered] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
     strategy_state: Mapping[str, Floats] = field(default_factory=dict)
+    catalogue: Catalogue = field(default_factory=lambda: Catalogue(()))
 
 
 class AggregatorCore:
@@ -233,6 +249,7 @@ class AggregatorCore:
         self._strategy = strategy
         self._state = state
         self._opened_at: float | None = None
+        self._retired = state.catalogue.retired_rows
         self._open_round()
         for update, staleness, size in pending:
             change = ENCODINGS[update.encoding].decode(update.body, *state.table.shape)
@@ -247,6 +264,11 @@ class AggregatorCore:
     def table(self) -> Floats:
         """The table of the newest version; shape (n_items, dim), float32; never changed in place."""
         return self._state.table
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The catalogue of the newest version."""
+        return self._state.catalogue
 
     @property
     def instance(self) -> int:
@@ -325,6 +347,22 @@ class AggregatorCore:
             return self._close(by_deadline=False)
         return self._close(by_deadline=True) if wake_at is not None and now >= wake_at else []
 
+    def change_catalogue(self, number: int, change: CatalogueChange) -> list[Command]:
+        """Close the open round, whatever is in it, and make the change with it: one new version.
+
+        Parameters
+        ----------
+        number : int
+            Names the change in the store.
+
+        Raises
+        ------
+        DataError, UnknownItemError, ParameterError
+            When the change contradicts the catalogue; nothing is changed.
+        """
+        changed = apply_change(self._state.catalogue, change, self._state.table.shape[1])
+        return self._close(by_deadline=False, step=(number, change, changed))
+
     def _judge(self, update: Update, staleness: int) -> tuple[Verdict, str, SparseChange | None]:
         if update.instance != self._state.instance:
             return (
@@ -356,14 +394,35 @@ class AggregatorCore:
         self._bytes_up = 0
         self._opened_at = None
 
-    def _close(self, *, by_deadline: bool) -> list[Command]:
+    def _combined(self) -> tuple[Floats, Mapping[str, Floats]]:
+        """Give the change that the open round's updates come to, and what the strategy remembers then."""
+        if not self._round.count:  # closed for another reason: no step of an optimiser's either
+            return np.zeros_like(self._state.table), self._state.strategy_state
         closing = self._round.close(self.population, self._state.strategy_state)
-        change = closing.change
+        return closing.change, closing.state
+
+    def _close(
+        self, *, by_deadline: bool, step: tuple[int, CatalogueChange, Changed] | None = None
+    ) -> list[Command]:
+        change, strategy_state = self._combined()
+        # What is retired stays as it is: devices that do not know yet still train it.
+        change[self._retired] = 0.0
         change += self._state.table
+        catalogue_step = None
+        if step is not None:
+            number, asked, changed = step
+            change = changed.table_from(change)
+            strategy_state = {
+                name: with_new_rows(array, len(self._state.table), len(change))
+                for name, array in strategy_state.items()
+            }
+            catalogue_step = CatalogueStep(number=number, change=asked, catalogue=changed.catalogue)
+            self._state.catalogue = changed.catalogue
+            self._retired = changed.catalogue.retired_rows
         change.flags.writeable = False
         self._state.version += 1
         self._state.table = change
-        self._state.strategy_state = closing.state
+        self._state.strategy_state = strategy_state
         closed = ClosedRound(
             version=self._state.version,
             table=change,
@@ -371,7 +430,8 @@ class AggregatorCore:
             staleness_sum=self._staleness_sum,
             bytes_up=self._bytes_up,
             by_deadline=by_deadline,
-            strategy_state=closing.state,
+            strategy_state=strategy_state,
+            catalogue_step=catalogue_step,
         )
         self._open_round()
         return [CloseRound(closed), PublishVersion(closed.version)]

@@ -8,6 +8,7 @@ import numpy as np
 
 from broker import configfile
 from broker.aggregator.catalogue import parse_item_keys
+from broker.aggregator.catalogue_changes import MAX_TABLE_BYTES
 from broker.aggregator.config import AggregatorConfig
 from broker.aggregator.store.interface import Genesis
 from broker.aggregator.store.sqlite import SqliteStore
@@ -27,8 +28,6 @@ from trainer.params import initial_score_function, initial_table
 CONFIG_NAME = "config.toml"
 DATABASE_NAME = "state.sqlite3"
 BROKER_NAME = "broker"
-_MAX_TABLE_BYTES = 1_000_000_000
-"""SQLite's largest value (sqlite.org/limits.html); a head can announce a little more."""
 
 
 def initialise(
@@ -57,10 +56,10 @@ def initialise(
     DiskFullError, NotWritableError
     """
     item_keys = parse_item_keys(read_file(items), str(items))
-    if len(item_keys) > MAX_ITEMS_IN_CATALOGUE or 4 * len(item_keys) * dim > _MAX_TABLE_BYTES:
+    if len(item_keys) > MAX_ITEMS_IN_CATALOGUE or 4 * len(item_keys) * dim > MAX_TABLE_BYTES:
         raise ParameterError(
             f"{len(item_keys)} items of {dim} dimensions are too many; at most {MAX_ITEMS_IN_CATALOGUE} "
-            f"items, and {_MAX_TABLE_BYTES // 4} values in all, can be served"
+            f"items, and {MAX_TABLE_BYTES // 4} values in all, can be served"
         )
     rng = np.random.default_rng(seed)
     table = initial_table(len(item_keys), dim, rng, scale=scale)

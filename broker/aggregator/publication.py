@@ -7,6 +7,7 @@ large catalogue a round touches few of the rows.
 from collections.abc import Iterator, Sequence
 
 from broker.aggregator.core import AggregatorCore
+from broker.protocol.catalogue import Catalogue
 from broker.protocol.chunks import chunk_count, cut
 from broker.protocol.deltas import delta_bytes
 from broker.protocol.messages import DIGEST_PREFIX_BYTES, MAX_DELTAS, Chunk, Delta, Head, Plan
@@ -20,14 +21,19 @@ _LARGEST_STEP = 0.5
 class Publication:
     """Makes heads and chunks of one fleet's versions."""
 
-    def __init__(self, item_keys: Sequence[str], plan: Plan, start: ScoreFunction) -> None:
-        self._plan = plan
+    def __init__(self, catalogue: Catalogue | Sequence[str], plan: Plan, start: ScoreFunction) -> None:
         self._start = start
-        self._catalogue_rows = len(item_keys)
-        self._catalogue = catalogue_bytes(item_keys)
-        self._catalogue_sha256 = sha256(self._catalogue)
+        self.change_catalogue(catalogue, plan)
         self._newest: Floats | None = None
         self._steps: list[tuple[Delta, bytes]] = []
+
+    def change_catalogue(self, catalogue: Catalogue | Sequence[str], plan: Plan) -> None:
+        """Take another catalogue, and the plan for one of its size; the next head announces them."""
+        catalogue = Catalogue.of(catalogue)
+        self._plan = plan
+        self._catalogue_rows = len(catalogue.keys)
+        self._catalogue = catalogue_bytes(catalogue)
+        self._catalogue_sha256 = sha256(self._catalogue)
 
     def begin(self, table: Floats) -> None:
         """Take the table that the first step will start from; shape (n_items, dim), read-only."""

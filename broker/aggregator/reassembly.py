@@ -25,6 +25,10 @@ class Reassembly:
         self._max_bytes = max_bytes
         self._open: dict[str, Assembly] = {}
 
+    def allow(self, max_bytes: int) -> None:
+        """Take another size of the largest update that can be right: the table has grown."""
+        self._max_bytes = max_bytes
+
     def add(self, device: str, chunk: Chunk) -> bytes | None:
         """Take a chunk; give the whole update when it was the last.
 

@@ -30,7 +30,8 @@ from broker.connection import (
     Received,
     Refused,
 )
-from broker.errors import ProtocolError, RefusedError
+from broker.errors import DataError, InputError, ParameterError, ProtocolError, RefusedError
+from broker.protocol.catalogue import Catalogue
 from broker.protocol.encodings import ENCODINGS
 from broker.protocol.messages import Chunk, Receipt, Status, Update, decode, encode
 from broker.protocol.topics import ROOT, Address, FleetTopics
@@ -40,6 +41,8 @@ _LOG = logging.getLogger(__name__)
 BATCH_EVENTS = 512
 _WAKE_S = 0.25
 """Longest wait for an event: bounds how long a stop request goes unnoticed."""
+_LOOK_FOR_CHANGES_S = 0.5
+"""Between two looks at the queue of the catalogue's changes."""
 _ENVELOPE_BYTES = 1024
 """More than everything of an update that is not its body."""
 
@@ -62,23 +65,22 @@ class AggregatorService:
     ) -> None:
         self._store = store
         self._say = say
-        item_keys = store.item_keys()
-        self._plan = config.plan(len(item_keys))
-        self._publication = Publication(item_keys, self._plan, store.start())
+        self._make_plan = config.plan
         self._core = AggregatorCore(
             config.round_settings, config.make_strategy(), store.load(), store.pending()
         )
+        self._plan = config.plan(len(self._core.table))
+        self._publication = Publication(self._core.catalogue, self._plan, store.start())
         self._publication.begin(self._core.table)
         self._topics = FleetTopics(config.fleet)
         self._events = EventQueue()
         self._connection = Connection(address, f"pfedrec-{config.fleet}-aggregator", self._events)
-        shape = self._core.table.shape
-        self._max_update_bytes = _ENVELOPE_BYTES + max(
-            sum(encoding.array_bytes(*shape).values()) for encoding in ENCODINGS.values()
-        )
+        self._max_update_bytes = self._largest_update()
+        self._look_for_changes_at = 0.0
         self._reassembly = Reassembly(self._max_update_bytes)
         self._session = 0
         self._steps_published = 0
+        self._catalogue_published = False
         self._broker_gone = False
 
     def run(self, stop: threading.Event, require_broker: Callable[[], None] = lambda: None) -> None:
@@ -107,6 +109,12 @@ class AggregatorService:
                 self._work_on(events)
         finally:
             self._connection.stop()
+
+    def _largest_update(self) -> int:
+        shape = self._core.table.shape
+        return _ENVELOPE_BYTES + max(
+            sum(encoding.array_bytes(*shape).values()) for encoding in ENCODINGS.values()
+        )
 
     def _take_batch(self) -> list[LinkEvent]:
         wake_at = self._core.wake_at
@@ -148,6 +156,7 @@ class AggregatorService:
                         "check the user name and password in the address"
                     )
         commands += self._core.tick(time.monotonic())
+        commands += self._change_catalogue()
         self._commit(commands, new_devices, refused)
         for message in received:
             self._connection.acknowledge(message)
@@ -180,6 +189,28 @@ class AggregatorService:
             content = decode(whole, Update, max_bytes=self._max_update_bytes)
         self._note_device(address, new_devices)
         return self._core.update_received(address.device, content, payload, time.monotonic())
+
+    def _change_catalogue(self) -> list[Command]:
+        """Make a version of each change of the catalogue that somebody has queued."""
+        now = time.monotonic()
+        if now < self._look_for_changes_at:
+            return []
+        self._look_for_changes_at = now + _LOOK_FOR_CHANGES_S
+        commands: list[Command] = []
+        for number, change in self._store.queued_changes():
+            try:
+                commands += self._core.change_catalogue(number, change)
+            except (DataError, InputError, ParameterError) as error:
+                _LOG.error("change %d of the catalogue is not made: %s", number, error)
+                self._store.refuse_change(number, str(error))
+        return commands
+
+    def _follow_catalogue(self, catalogue: Catalogue) -> None:
+        self._plan = self._make_plan(len(catalogue.keys))
+        self._publication.change_catalogue(catalogue, self._plan)
+        self._max_update_bytes = self._largest_update()
+        self._reassembly.allow(self._max_update_bytes)
+        self._catalogue_published = False
 
     def _note_device(self, address: Address, new_devices: list[str]) -> None:
         if self._core.device_seen(address.device):
@@ -231,8 +262,11 @@ class AggregatorService:
                     closed.version,
                     closed.updates,
                     " by deadline" if closed.by_deadline else "",
-                    closed.staleness_sum / closed.updates,
+                    closed.staleness_sum / max(1, closed.updates),
                 )
+                if closed.catalogue_step is not None:
+                    self._follow_catalogue(closed.catalogue_step.catalogue)
+                    _LOG.info("version %d: %s", closed.version, closed.catalogue_step.summary)
 
     def _reply(self, commands: list[Command]) -> None:
         for command in commands:
@@ -243,6 +277,7 @@ class AggregatorService:
     def _publish_version(self) -> None:
         if self._session == 0:  # the first connection has no number yet; it publishes all of this anyway
             return
+        self._publish_catalogue()
         head, chunks = self._publication.of(self._core, self._session)
         for chunk in chunks:
             self._connection.publish(
@@ -253,6 +288,13 @@ class AggregatorService:
         self._steps_published = head.version
         self._connection.publish(self._topics.head, encode(head), retain=True)
 
+    def _publish_catalogue(self) -> None:
+        if self._catalogue_published:
+            return
+        for chunk in self._publication.catalogue_chunks():
+            self._connection.publish(self._topics.catalogue(chunk.index), encode(chunk), retain=True)
+        self._catalogue_published = True
+
     def _connected(self) -> None:
         """Publish everything again: the broker may be a new one, or have lost what it held."""
         if self._broker_gone:
@@ -261,8 +303,7 @@ class AggregatorService:
         self._session = self._store.next_session()
         self._steps_published = 0
         self._connection.subscribe([self._topics.update_filter, self._topics.status_filter])
-        for chunk in self._publication.catalogue_chunks():
-            self._connection.publish(self._topics.catalogue(chunk.index), encode(chunk), retain=True)
+        self._catalogue_published = False
         self._publish_version()
         _LOG.info(
             "serving fleet %s at %s, version %d",

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from broker.errors import HashMismatchError, SchemaError
+from broker.protocol.catalogue import Catalogue, read_catalogue
 from broker.protocol.messages import Head
-from trainer.datasets import MAX_KEY_BYTES
 from trainer.params import Floats
 
 
@@ -39,13 +39,13 @@ def table_from_bytes(content: bytes, head: Head) -> Floats:
     return table.astype(np.float32, copy=False)
 
 
-def catalogue_bytes(item_keys: Sequence[str]) -> bytes:
-    """Give the item keys in row order, UTF-8, each ended by a line feed."""
-    return "".join(f"{key}\n" for key in item_keys).encode()
+def catalogue_bytes(catalogue: Catalogue | Sequence[str]) -> bytes:
+    """Give a catalogue's lines; see `broker.protocol.catalogue`."""
+    return Catalogue.of(catalogue).to_bytes()
 
 
-def catalogue_from_bytes(content: bytes, head: Head) -> tuple[str, ...]:
-    """Give the item keys that `head` announces.
+def catalogue_from_bytes(content: bytes, head: Head) -> Catalogue:
+    """Give the catalogue that `head` announces.
 
     Raises
     ------
@@ -56,14 +56,4 @@ def catalogue_from_bytes(content: bytes, head: Head) -> tuple[str, ...]:
     """
     if len(content) != head.catalogue_bytes or sha256(content) != head.catalogue_sha256:
         raise HashMismatchError("the catalogue does not have the announced SHA-256")
-    try:
-        text = content.decode()
-    except UnicodeDecodeError:
-        raise SchemaError("the catalogue is not UTF-8") from None
-    keys = text.split("\n")
-    if keys.pop() or len(keys) != head.catalogue_rows or len(set(keys)) != len(keys):
-        raise SchemaError(f"the catalogue is not {head.catalogue_rows} distinct lines")
-    for key in keys:
-        if not key or not key.isprintable() or len(key.encode()) > MAX_KEY_BYTES:
-            raise SchemaError(f"{ascii(key)[:42]} is no item key")
-    return tuple(keys)
+    return read_catalogue(content, head.catalogue_rows)

@@ -9,10 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from broker.aggregator.catalogue_changes import CatalogueChange, CatalogueStep, Kind, apply_change
 from broker.aggregator.core import Answered, CloseRound, Journal, JournalEntry
 from broker.aggregator.store.interface import AggregatorStore, Batch, Ledger
 from broker.aggregator.store.sqlite import KEPT_TABLES, SqliteStore
 from broker.errors import CorruptError, PFedRecError
+from broker.protocol.catalogue import Catalogue
 from broker.protocol.encodings import ENCODINGS
 from broker.protocol.messages import MAX_SEQ, MAX_U64, encode
 from broker.protocol.versions import sha256, table_bytes
@@ -428,3 +430,68 @@ def test_pending_updates_decode_for_the_table(store: AggregatorStore) -> None:
     for update, _, _ in store.pending():
         change = ENCODINGS[update.encoding].decode(update.body, *shape)
         assert change.change.shape == (change.rows.size, shape[1])
+
+
+# --- the catalogue ------------------------------------------------------------------------------------
+
+
+def asked(kind: Kind, *items: tuple[str, ...]) -> CatalogueChange:
+    """Give a change as a file of one line for each item would."""
+    return CatalogueChange(kind=kind, items=items, source="f", lines=tuple(range(1, len(items) + 1)))
+
+
+def make_next_change(store: AggregatorStore) -> None:
+    """Make the version of the first change in the queue, as the service does."""
+    number, change = store.queued_changes()[0]
+    state = store.load()
+    changed = apply_change(state.catalogue, change, state.table.shape[1])
+    step = CatalogueStep(number=number, change=change, catalogue=changed.catalogue)
+    table = changed.table_from(state.table)
+    closed = replace(a_round(state.version + 1, updates=0), table=table, catalogue_step=step)
+    store.commit(batch(CloseRound(closed)))
+
+
+def test_changes_of_the_catalogue_wait_in_order_until_a_version_makes_them(opened: Opened) -> None:
+    """They outlive a restart; each is checked against those before it."""
+    first, second, third, keys = "item 0 · 映画", "item 1 · 映画", "new", opened.store.item_keys()
+    changes = [
+        asked("add", ("new", first)),
+        asked("rename", (first, "x"), ("new", "y")),
+        asked("retire", ("y",), (second,)),
+        asked("rename", ("x", "z"), ("y", third)),
+    ]
+    numbers = [opened.store.queue_change(change, 5.0) for change in changes]
+    store = opened.reopen()
+    assert store.queued_changes() == list(zip(numbers, changes, strict=True))
+    assert store.change_outcome(numbers[0]) is None
+
+    for place in range(len(changes)):
+        make_next_change(store)
+        assert store.change_outcome(numbers[place]) == place + 1
+
+    store = opened.reopen()
+    assert store.queued_changes() == []
+    expected = Catalogue(("z", *keys[1:], "new"), frozenset({1, 6}), {first: 0, "x": 0, "y": 6})
+    assert store.catalogue() == store.load().catalogue == expected
+    assert store.item_keys() == expected.keys
+    assert store.load().table.shape == (7, 3)
+    assert [record.catalogue_changed for record in store.rounds(9)] == [True] * 4
+
+
+def test_change_that_contradicts_the_queue_is_not_queued(store: AggregatorStore) -> None:
+    """Nothing is changed."""
+    store.queue_change(asked("add", ("new",)), 5.0)
+    before = contents(store), store.queued_changes()
+    for change in (asked("add", ("other",), ("new",)), asked("retire", ("nobody",))):
+        with pytest.raises(PFedRecError):
+            store.queue_change(change, 6.0)
+    assert (contents(store), store.queued_changes()) == before
+
+
+def test_refused_change_leaves_the_queue_with_its_reason(opened: Opened) -> None:
+    """Who waits for it learns why."""
+    number = opened.store.queue_change(asked("add", ("new",)), 5.0)
+    opened.store.refuse_change(number, "a reason")
+    store = opened.reopen()
+    assert store.queued_changes() == []
+    assert store.change_outcome(number) == "a reason"

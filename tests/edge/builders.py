@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from broker.protocol.catalogue import Catalogue
 from broker.protocol.chunks import chunk_count, cut
 from broker.protocol.messages import Chunk, Head, Plan, Receipt, Verdict
 from broker.protocol.versions import catalogue_bytes, sha256, table_bytes
@@ -46,7 +47,7 @@ def a_head(
     instance: int = INSTANCE,
     session: int = 1,
     table: Floats | None = None,
-    item_keys: Sequence[str] = ITEM_KEYS,
+    item_keys: Catalogue | Sequence[str] = ITEM_KEYS,
     plan: Plan | None = None,
 ) -> Head:
     """Give the head of a version."""
@@ -61,7 +62,7 @@ def a_head(
         sha256=sha256(content),
         slot=version % 2,
         chunks=chunk_count(len(content)),
-        catalogue_rows=len(item_keys),
+        catalogue_rows=len(Catalogue.of(item_keys).keys),
         catalogue_chunks=chunk_count(len(catalogue)),
         catalogue_bytes=len(catalogue),
         catalogue_sha256=sha256(catalogue),
@@ -77,7 +78,7 @@ def table_chunks(table: Floats) -> list[Chunk]:
     return list(cut(content, sha256(content)))
 
 
-def catalogue_chunks(item_keys: Sequence[str] = ITEM_KEYS) -> list[Chunk]:
+def catalogue_chunks(item_keys: Catalogue | Sequence[str] = ITEM_KEYS) -> list[Chunk]:
     """Cut a catalogue."""
     content = catalogue_bytes(item_keys)
     return list(cut(content, sha256(content)))

@@ -15,6 +15,7 @@ from typing import IO, Any, Self
 
 import numpy as np
 
+from broker.protocol.catalogue import Catalogue
 from broker.protocol.messages import Head, Receipt, Status, Update, Verdict, decode, encode
 from broker.protocol.topics import FleetTopics
 from edge.agent import Agent
@@ -132,7 +133,9 @@ class PlayedAggregator:
     ) -> None:
         self.peer.__exit__(kind, error, trace)
 
-    def publish_table(self, head: Head, table: Floats, item_keys: Sequence[str] = ITEM_KEYS) -> None:
+    def publish_table(
+        self, head: Head, table: Floats, item_keys: Catalogue | Sequence[str] = ITEM_KEYS
+    ) -> None:
         """Publish what a head announces."""
         for chunk in catalogue_chunks(item_keys):
             self.peer.publish(self.topics.catalogue(chunk.index), encode(chunk), retain=True)
@@ -143,7 +146,7 @@ class PlayedAggregator:
         """Announce a version."""
         self.peer.publish(self.topics.head, encode(head), retain=True)
 
-    def publish(self, head: Head, table: Floats, item_keys: Sequence[str] = ITEM_KEYS) -> None:
+    def publish(self, head: Head, table: Floats, item_keys: Catalogue | Sequence[str] = ITEM_KEYS) -> None:
         """Publish a version whole."""
         self.publish_table(head, table, item_keys)
         self.publish_head(head)

@@ -17,6 +17,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from broker.aggregator.directory import open_store as open_aggregator_store
 from broker.embedded import free_port
 from broker.errors import RefusedError
+from broker.protocol.catalogue import Catalogue
 from broker.protocol.chunks import Assembly
 from broker.protocol.encodings import ENCODINGS
 from broker.protocol.messages import Chunk, Update, decode, encode
@@ -74,6 +75,34 @@ def version_of(directory: Path) -> int | None:
 
 
 # -- against a played aggregator -------------------------------------------------------------------
+
+
+def test_agent_follows_a_catalogue_that_grows_retires_and_renames(
+    directory: Path, aggregator: PlayedAggregator
+) -> None:
+    """What it could not train on yet it trains on; what is retired it does not draw; its own rows stay."""
+    record(directory, "bread", "later")
+    aggregator.publish(a_head(3, plan=QUICK), a_table())
+    keys = list(ITEM_KEYS)
+    row = keys.index("bread")
+    # Of the rows that are not the user's only one is left to be drawn.
+    others = [number for number in range(len(keys)) if number != row]
+    catalogue = Catalogue(
+        (*keys[:row], "brioche", *keys[row + 1 :], "later"), frozenset(others[1:]), {"bread": row}
+    )
+    table = a_table(n_items=len(keys) + 1)
+    with RunningAgent(directory):
+        first = aggregator.next_update()
+        assert row in ENCODINGS["float32"].decode(first.body, len(keys), DIM).rows
+        aggregator.answer(first)
+        aggregator.publish(a_head(4, table=table, plan=QUICK, item_keys=catalogue), table, catalogue)
+        second = aggregator.next_update()
+        change = ENCODINGS["float32"].decode(second.body, len(table), DIM)
+    assert second.base_version == 4
+    assert change.rows.tolist() == sorted({row, others[0], len(keys)})
+    with looking_at(directory) as store:
+        assert store.marked_catalogue() == catalogue
+        assert store.interactions()[0][0] == "bread", "what was recorded stays as it was recorded"
 
 
 def test_agent_fetches_trains_and_sends_what_it_learnt(directory: Path, aggregator: PlayedAggregator) -> None:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.errors import HashMismatchError, SchemaError, TransferError
+from broker.protocol.catalogue import Catalogue
 from broker.protocol.chunks import CHUNK_BYTES, cut
 from broker.protocol.deltas import delta_bytes
 from broker.protocol.messages import Chunk, Delta, Head
@@ -84,10 +85,10 @@ def test_result_is_the_table_and_the_keys() -> None:
         chunks = {SNAPSHOT: table_chunks(table), CATALOGUE: catalogue_chunks()}
         assert not add_all(download, first, chunks[first])
         assert add_all(download, second, chunks[second])
-        found, keys = download.result()
+        found, catalogue = download.result()
         assert table_bytes(found) == table_bytes(table)
         assert not found.flags.writeable
-        assert keys == ITEM_KEYS
+        assert catalogue == Catalogue(tuple(ITEM_KEYS))
 
 
 def test_result_without_catalogue_has_no_keys() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from broker.errors import NothingYetError, UnknownItemError
+from broker.protocol.catalogue import Catalogue
 from edge.personal import Personal
 from edge.recommendation import recommend
 from edge.scheduler import Progress
@@ -74,6 +75,15 @@ def test_recommend_after_a_pass_is_personal(store: DeviceStore) -> None:
     assert found.personal
     assert [each.item for each in found.items] == ["egg", "apple", "cheese"]
     assert found.items[0].score == pytest.approx(sigmoid(9.0), abs=1e-6)
+
+
+def test_recommend_leaves_out_what_is_retired(store: DeviceStore) -> None:
+    """Also for who wants to see again what was seen, and among given items."""
+    catalogue = Catalogue(tuple(ITEM_KEYS), frozenset({0}), {"figue": 5})
+    store.replace_model(a_head(8, table=TABLE, item_keys=catalogue), TABLE, catalogue)
+    assert items(store)[0] == "fig"
+    found = recommend(store, NumpyScorer(), 9, exclude_seen=False, among=["apple", "figue", "egg"])
+    assert [each.item for each in found.items] == ["fig", "egg"]
 
 
 def test_recommend_leaves_out_what_the_user_knows(store: DeviceStore) -> None:

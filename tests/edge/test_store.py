@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 import broker.storage
 from broker.errors import CorruptError, DiskFullError, InUseError, NewerVersionError, NotWritableError
+from broker.protocol.catalogue import Catalogue
 from broker.protocol.messages import Head, encode
 from edge.database import MIGRATIONS
 from edge.erasure import Selection
@@ -749,3 +750,41 @@ def test_personal_state_that_is_not_finite_is_damage(store: DeviceStore) -> None
     store.save_pass(state, Progress(), None)
     with pytest.raises(CorruptError, match="the personal state cannot be read"):
         store.personal()
+
+
+# -- a catalogue with marks ------------------------------------------------------------------------
+
+
+def test_renamed_and_retired_items_are_followed(store: DeviceStore) -> None:
+    """Interactions under a former key are the row's; a retired row is known as one."""
+    keys = list(ITEM_KEYS)
+    store.record([(keys[1], 1.0), (keys[2], 2.0), ("later", 3.0)])
+    store.replace_model(a_head(0), a_table(), keys)
+    store.save_pass(a_personal_state(1), Progress(), None)
+    renamed = Catalogue(
+        (keys[0], "new name", *keys[2:], "later"), frozenset({0, 2}), {keys[1]: 1, "older": 1}
+    )
+    table = a_table(n_items=len(keys) + 1)
+    store.replace_model(a_head(1, table=table, item_keys=renamed), table, renamed)
+    store.record([("older", 4.0), ("new name", 5.0)])
+
+    found = store.interacted()
+
+    assert found.rows.tolist() == [1, 2, len(keys)]
+    assert found.newest.tolist() == [2, len(keys), 1]
+    assert (found.retired.tolist(), found.unknown, found.total) == ([0, 2], 0, 5)
+    assert store.marked_catalogue() == renamed
+    assert store.item_rows([keys[1], "new name", "nobody"]).tolist() == [1, 1]
+    assert store.unknown_items([keys[1], "nobody"]) == ["nobody"]
+    assert store.personal() is not None, "rows keep their places, and so does what is the user's own"
+    store.check()
+
+
+def test_item_is_forgotten_under_all_of_its_names(store: DeviceStore) -> None:
+    """Whichever of them the user gives."""
+    keys = list(ITEM_KEYS)
+    renamed = Catalogue((keys[0], "new name", *keys[2:]), frozenset(), {keys[1]: 1, "older": 1})
+    store.replace_model(a_head(1, item_keys=renamed), a_table(), renamed)
+    for name in (keys[1], "new name", "older"):
+        store.record([(keys[1], 1.0), ("older", 2.0), ("new name", 3.0), (keys[2], 4.0), ("nobody", 5.0)])
+        assert store.forget(Selection(items=("unheard", name), until=4.5)).interactions == 3

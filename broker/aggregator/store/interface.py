@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from broker.aggregator.catalogue_changes import CatalogueChange
 from broker.aggregator.core import CloseRound, CoreState, Journal
+from broker.protocol.catalogue import Catalogue
 from broker.protocol.messages import Update
 from trainer.params import Floats, ScoreFunction
 
@@ -24,6 +26,7 @@ class RoundRecord:
     by_deadline: bool
     closed_at: float
     sha256: bytes
+    catalogue_changed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,7 +106,8 @@ class AggregatorStore(Protocol):
     def commit(self, batch: Batch) -> None:
         """Store a batch, durably and in one transaction; called by the service.
 
-        A `CloseRound` spends all accepted entries before it, of this batch and of earlier ones.
+        A `CloseRound` spends all accepted entries before it, of this batch and of earlier ones. Its
+        `catalogue_step`, if it has one, is applied to the catalogue and leaves the queue.
         """
         ...
 
@@ -121,6 +125,35 @@ class AggregatorStore(Protocol):
 
     def item_keys(self) -> tuple[str, ...]:
         """Give the catalogue in row order."""
+        ...
+
+    def catalogue(self) -> Catalogue:
+        """Give the catalogue with its retired rows and former keys, as `load` does."""
+        ...
+
+    def queue_change(self, change: CatalogueChange, queued_at: float) -> int:
+        """Check a change of the catalogue against it and the changes that wait, and queue it, durably.
+
+        Called by any process, while the service runs or not; `queued_at` is in seconds since the epoch. Gives
+        its number.
+
+        Raises
+        ------
+        DataError, UnknownItemError, ParameterError
+            From `apply_change`; nothing is queued.
+        """
+        ...
+
+    def queued_changes(self) -> list[tuple[int, CatalogueChange]]:
+        """Give the changes that wait, in order; called by the service, often."""
+        ...
+
+    def refuse_change(self, number: int, reason: str) -> None:
+        """Take a change from the queue that contradicts the catalogue by now."""
+        ...
+
+    def change_outcome(self, number: int) -> int | str | None:
+        """Give the version that made a change, or why it was refused; None while it waits."""
         ...
 
     def next_session(self) -> int:

@@ -38,6 +38,15 @@ MIGRATIONS: Sequence[tuple[str, Sequence[str]]] = (
                  width INTEGER NOT NULL, content BLOB NOT NULL, PRIMARY KEY (version, name))""",
         ),
     ),
+    (
+        "0003 changes of the catalogue",
+        (
+            "ALTER TABLE catalogue ADD COLUMN retired BOOLEAN NOT NULL DEFAULT 0",
+            "CREATE TABLE former_keys (item_key VARCHAR PRIMARY KEY, row INTEGER NOT NULL)",
+            """CREATE TABLE catalogue_changes (id INTEGER PRIMARY KEY, content VARCHAR NOT NULL,
+                 queued_at FLOAT NOT NULL, version BIGINT, refused VARCHAR, starts BLOB)""",
+        ),
+    ),
 )
 
 

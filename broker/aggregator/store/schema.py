@@ -4,6 +4,9 @@
 that counts it is stored (``version``); then the body has done its work.
 ``strategy_state`` has the arrays that a strategy remembers, float32 in rows of ``width``, as they were when
 the version was made; they are kept as long as the version's table.
+
+``catalogue_changes`` is the queue of those, and their journal: a change waits while it has neither a
+``version`` that made it nor a reason why it was ``refused``; ``starts`` are the values of its new rows.
 """
 
 from sqlalchemy import BigInteger, Boolean, Column, Float, Integer, LargeBinary, MetaData, String, Table
@@ -22,6 +25,23 @@ CATALOGUE = Table(
     METADATA,
     Column("row", Integer, primary_key=True),
     Column("item_key", String, nullable=False, unique=True),
+    Column("retired", Boolean, nullable=False),
+)
+FORMER_KEYS = Table(
+    "former_keys",
+    METADATA,
+    Column("item_key", String, primary_key=True),
+    Column("row", Integer, nullable=False),
+)
+CATALOGUE_CHANGES = Table(
+    "catalogue_changes",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("content", String, nullable=False),
+    Column("queued_at", Float, nullable=False),
+    Column("version", BigInteger),
+    Column("refused", String),
+    Column("starts", LargeBinary),
 )
 VERSIONS = Table(
     "versions",

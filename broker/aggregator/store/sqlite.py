@@ -11,12 +11,15 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.exc import DBAPIError, NoResultFound
 from sqlalchemy.pool import StaticPool
 
+from broker.aggregator.catalogue_changes import CatalogueChange
 from broker.aggregator.core import Answered, ClosedRound, CloseRound, CoreState, JournalEntry
+from broker.aggregator.store import catalogue_rows
 from broker.aggregator.store.interface import Batch, Genesis, Ledger, RoundRecord
 from broker.aggregator.store.migrations import migrate
 from broker.aggregator.store.schema import (
     ANSWERED,
     CATALOGUE,
+    CATALOGUE_CHANGES,
     DEVICES,
     FACTS,
     JOURNAL,
@@ -25,6 +28,7 @@ from broker.aggregator.store.schema import (
     VERSIONS,
 )
 from broker.errors import CorruptError, ProtocolError
+from broker.protocol.catalogue import Catalogue
 from broker.protocol.messages import MAX_TRANSFER_BYTES, Update, decode
 from broker.protocol.versions import sha256, table_bytes
 from broker.storage import connect_sqlite, named_failures
@@ -95,7 +99,11 @@ class SqliteStore:
             connection.execute(insert(FACTS), [{"name": n, "value": v} for n, v in facts.items()])
             connection.execute(insert(START), {"weights": weights.tobytes()})
             connection.execute(
-                insert(CATALOGUE), [{"row": row, "item_key": k} for row, k in enumerate(genesis.item_keys)]
+                insert(CATALOGUE),
+                [
+                    {"row": row, "item_key": key, "retired": False}
+                    for row, key in enumerate(genesis.item_keys)
+                ],
             )
             _insert_version(connection, first, genesis.created_at)
 
@@ -142,6 +150,7 @@ class SqliteStore:
                 answered=answered,
                 seen=set(connection.execute(select(DEVICES.c.device)).scalars()),
                 strategy_state=_strategy_state(connection, newest.version),
+                catalogue=catalogue_rows.read(connection),
             )
 
     def pending(self) -> list[tuple[Update, int, int]]:
@@ -175,6 +184,37 @@ class SqliteStore:
             keys = connection.execute(select(CATALOGUE.c.item_key).order_by(CATALOGUE.c.row)).scalars()
             return tuple(keys)
 
+    def catalogue(self) -> Catalogue:
+        """See `AggregatorStore.catalogue`."""
+        with self._transaction(reading=True) as connection:
+            return catalogue_rows.read(connection)
+
+    def queue_change(self, change: CatalogueChange, queued_at: float) -> int:
+        """See `AggregatorStore.queue_change`."""
+        with self._transaction() as connection:
+            return catalogue_rows.queue(connection, change, _fact(connection, "dim"), queued_at)
+
+    def queued_changes(self) -> list[tuple[int, CatalogueChange]]:
+        """See `AggregatorStore.queued_changes`."""
+        try:
+            with self._transaction(reading=True) as connection:
+                return catalogue_rows.queued(connection)
+        except ValueError as error:
+            raise CorruptError(
+                f"{self._path}: a change of the catalogue cannot be read; "
+                "restore it from a backup or init a new directory"
+            ) from error
+
+    def refuse_change(self, number: int, reason: str) -> None:
+        """See `AggregatorStore.refuse_change`."""
+        with self._transaction() as connection:
+            catalogue_rows.refuse(connection, number, reason)
+
+    def change_outcome(self, number: int) -> int | str | None:
+        """See `AggregatorStore.change_outcome`."""
+        with self._transaction(reading=True) as connection:
+            return catalogue_rows.outcome(connection, number)
+
     def next_session(self) -> int:
         """See `AggregatorStore.next_session`."""
         with self._transaction() as connection:
@@ -204,7 +244,8 @@ class SqliteStore:
     def rounds(self, limit: int) -> list[RoundRecord]:
         """See `AggregatorStore.rounds`."""
         columns = [column for column in VERSIONS.c if column.name != "item_table"]
-        query = select(*columns).where(VERSIONS.c.version > 0).order_by(VERSIONS.c.version.desc())
+        changed = VERSIONS.c.version.in_(select(CATALOGUE_CHANGES.c.version)).label("catalogue_changed")
+        query = select(*columns, changed).where(VERSIONS.c.version > 0).order_by(VERSIONS.c.version.desc())
         with self._transaction(reading=True) as connection:
             return [
                 RoundRecord(
@@ -215,6 +256,7 @@ class SqliteStore:
                     by_deadline=row.by_deadline,
                     closed_at=row.closed_at,
                     sha256=row.sha256,
+                    catalogue_changed=bool(row.catalogue_changed),
                 )
                 for row in connection.execute(query.limit(limit))
             ]
@@ -269,6 +311,8 @@ def _close_round(
     )
     _insert_entries(connection, entries, closed.version)
     _insert_version(connection, closed, closed_at)
+    if closed.catalogue_step is not None:
+        catalogue_rows.apply(connection, closed.catalogue_step, closed.version, closed.table)
     forgotten = closed.version - KEPT_TABLES
     connection.execute(update(VERSIONS).where(VERSIONS.c.version == forgotten).values(item_table=None))
     connection.execute(delete(STRATEGY_STATE).where(STRATEGY_STATE.c.version == forgotten))

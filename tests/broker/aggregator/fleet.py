@@ -97,7 +97,9 @@ class Device(Peer):
     def catalogue(self, head: Head) -> tuple[str, ...]:
         """Wait until the catalogue that a head announces is there, and check it."""
         topics = [self.topics.catalogue(index) for index in range(head.catalogue_chunks)]
-        return catalogue_from_bytes(self._whole(topics, head.catalogue_bytes, head.catalogue_sha256), head)
+        return catalogue_from_bytes(
+            self._whole(topics, head.catalogue_bytes, head.catalogue_sha256), head
+        ).keys
 
     def _whole(self, topics: Sequence[str], size: int, digest: bytes) -> bytes:
         while True:

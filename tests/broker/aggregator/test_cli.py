@@ -359,6 +359,7 @@ def test_rounds_as_json_have_all_figures(shop: Path, call: Call) -> None:
         "bytes_up": 200,
         "by_deadline": True,
         "closed_at": 1_700_000_000.0,
+        "catalogue_changed": False,
     }
 
 
@@ -568,8 +569,12 @@ def test_start_serves_on_its_own_broker_until_it_is_told_to_stop(
 
 @pytest.mark.mqtt
 @pytest.mark.process
-def test_start_stops_at_ctrl_c_with_code_zero(shop: Path, mosquitto: RunningBroker) -> None:
+def test_start_takes_items_while_it_runs_and_stops_at_ctrl_c_with_code_zero(
+    shop: Path, mosquitto: RunningBroker, call: Call, tmp_path: Path
+) -> None:
     """A service that is stopped has done its work."""
+    file = tmp_path / "new.txt"
+    file.write_text("new\n")
     with subprocess.Popen(
         [
             sys.executable,
@@ -586,7 +591,10 @@ def test_start_stops_at_ctrl_c_with_code_zero(shop: Path, mosquitto: RunningBrok
         text=True,
     ) as process:
         with Device(mosquitto.address, "shop") as device:
-            device.head()
+            head = device.head()
+            said = call("items", "add", "--dir", shop, file).stderr
+            assert said == f"1 items to add: made with version {head.version + 1}\n"
+            assert device.head(lambda each: each.version > head.version).rows == head.rows + 1
         process.send_signal(signal.SIGINT)
         stdout, stderr = process.communicate(timeout=PATIENCE_S)
 
@@ -612,3 +620,20 @@ def test_start_waits_for_a_broker_that_does_not_answer(shop: Path) -> None:
 
     assert line.endswith("trying again until it is back\n")
     assert (process.returncode, rest) == (0, "stopped\n")
+
+
+def test_items_are_queued_while_no_aggregator_runs(shop: Path, call: Call, tmp_path: Path) -> None:
+    """The next start makes them; a file with a mistake is refused with its own code and changes nothing."""
+    file = tmp_path / "new.txt"
+    file.write_text("new\n")
+    assert "queued; it is made when the aggregator starts" in call("items", "add", "--dir", shop, file).stderr
+    again = call("items", "add", "--dir", shop, file)
+    assert again.code == ExitCode.DATA_FORMAT
+    assert "line 1" in again.sentence
+    file.write_text("nobody\n")
+    unknown = call("items", "retire", "--dir", shop, file)
+    assert (unknown.code, "nothing was changed" in unknown.sentence) == (ExitCode.UNKNOWN_ITEM, True)
+    assert call("items", "rename", "--dir", shop, tmp_path / "none").code == ExitCode.FILE_UNREADABLE
+    store = open_store(shop)
+    assert [change.items for _, change in store.queued_changes()] == [(("new",),)]
+    store.close()

@@ -16,6 +16,7 @@ import pytest
 
 from broker.address import BrokerAddress
 from broker.aggregator import service as service_module
+from broker.aggregator.catalogue_changes import parse_change
 from broker.aggregator.config import AggregatorConfig
 from broker.aggregator.directory import DATABASE_NAME, load_config, open_store
 from broker.aggregator.service import BATCH_EVENTS, AggregatorService
@@ -225,6 +226,32 @@ def test_update_in_chunks_is_accepted(broker: RunningBroker, fleet: str, tmp_pat
 
         newer = device.head(lambda each: each.version == 1)
         np.testing.assert_allclose(device.table(newer), table_after(table, changes, 2), rtol=1e-4, atol=1e-6)
+
+
+def test_queued_changes_of_the_catalogue_are_versions_while_it_runs(
+    broker: RunningBroker, fleet: str, path: Path
+) -> None:
+    """Each closes the open round; an update on the smaller table still counts."""
+    other = open_store(path)
+    with serving(path, broker.address), Device(broker.address, fleet) as device:
+        head = device.head()
+        table = device.table(head)
+        other.queue_change(parse_change("add", b"new\tlike:item 1\n", "f"), 1.0)
+        grown = device.head(lambda each: each.version == 1)
+        assert (grown.rows, grown.catalogue_rows) == (7, 7)
+        np.testing.assert_array_equal(device.table(grown), np.concatenate((table, table[1:2])))
+        assert device.catalogue(grown)[6:] == ("new",)
+
+        assert device.send(an_update_for(head, 1)).verdict == "accepted"
+        other.queue_change(parse_change("retire", b"item 0\n", "f"), 2.0)
+        retired = device.head(lambda each: each.version == 2)
+        assert retired.rows == 7
+        device.catalogue(retired)
+        device.table(retired)
+
+    assert other.rounds(9)[0].updates == 1
+    assert other.catalogue().retired == {0}
+    other.close()
 
 
 def chunks_of(payload: bytes) -> list[Chunk]:

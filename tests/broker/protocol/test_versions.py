@@ -122,7 +122,7 @@ def test_catalogue_survives_as_bytes(keys: list[str]) -> None:
     """Same keys, same order."""
     content = catalogue_bytes(keys)
 
-    assert catalogue_from_bytes(content, head_of_catalogue(content, len(keys))) == tuple(keys)
+    assert catalogue_from_bytes(content, head_of_catalogue(content, len(keys))).keys == tuple(keys)
 
 
 def test_catalogue_bytes_are_lines() -> None:
@@ -162,7 +162,7 @@ def test_catalogue_with_a_changed_byte_is_refused() -> None:
         (b"a\n\n", 2, "'' is no item key"),
         (b"\n", 1, "'' is no item key"),
         (b"a\r\n", 1, r"'a\\r' is no item key"),
-        (b"a\tb\n", 1, r"'a\\tb' is no item key"),
+        (b"a\tb\n", 1, "'b' is no mark of a row"),
         (b"a\x00\n", 1, r"'a\\x00' is no item key"),
         ("\u200b\n".encode(), 1, r"'\\u200b' is no item key"),
         (b"x" * 257 + b"\n", 1, "'xxx.* is no item key"),
@@ -179,4 +179,4 @@ def test_longest_item_key_is_allowed() -> None:
     """256 bytes, as everywhere in the project."""
     content = catalogue_bytes(["é" * 128])
 
-    assert catalogue_from_bytes(content, head_of_catalogue(content, 1)) == ("é" * 128,)
+    assert catalogue_from_bytes(content, head_of_catalogue(content, 1)).keys == ("é" * 128,)
