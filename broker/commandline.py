@@ -15,12 +15,14 @@ import threading
 import tomllib
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, NoReturn
 
 import click
 
-from broker.errors import MissingExtraError, PFedRecError
+from broker.errors import AttentionError, MissingExtraError, PFedRecError
 from broker.exit_codes import ExitCode, exit_code_of
+from broker.findings import Finding, Level
 from broker.journal import ERROR, NOTICE, marked
 from broker.protocol.topics import checked_id
 from broker.storage import os_failure
@@ -29,6 +31,7 @@ from trainer.errors import ParameterError
 _EXTRA_OF_MODULE = {
     "sqlalchemy": "aggregator",
     "amqtt": "aggregator",
+    "prometheus_client": "aggregator",
     "aiomqtt": "fleet",
     "matplotlib": "report",
     "sklearn": "report",
@@ -225,6 +228,26 @@ def echo_facts(facts: Mapping[str, object]) -> None:
     width = max(len(name) for name in facts)
     for name, value in facts.items():
         click.echo(f"{name:<{width}}  {value}")
+
+
+def report(findings: Sequence[Finding], *, as_json: bool) -> None:
+    """Print what an examination has found.
+
+    Raises
+    ------
+    AttentionError
+        When something must be done.
+    """
+    problems = [each.check for each in findings if each.level is Level.PROBLEM]
+    if as_json:
+        echo_json({"ok": not problems, "findings": [asdict(each) for each in findings]})
+    else:
+        for each in findings:
+            click.echo(f"{each.level:<9}  {each.check:<12}  {each.found}")
+            if each.remedy:
+                click.echo(f"{'':<9}  {'':<12}  do: {each.remedy}")
+    if problems:
+        raise AttentionError(f"something must be done about: {', '.join(problems)}")
 
 
 def say(sentence: str) -> None:

@@ -49,7 +49,7 @@ class ExitCode(IntEnum):
     WORKER_DIED = 35, "A process that shares the command's work has ended, perhaps as memory ran out."
     ADDRESS_IN_USE = (
         36,
-        "The port of the device's local API cannot be listened on, for example as it is taken.",
+        "A port cannot be listened on, a local API's or that of metrics, for example as it is taken.",
     )
 
     MISSING_EXTRA = 40, "A part of the package is not installed; the sentence names the command."

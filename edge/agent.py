@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from broker.connection import Connected, Connection, EventQueue, LinkEvent, Lost, Received, Refused
+from broker.errand import Errand
 from broker.errors import EncodingError, ProtocolError, RefusedError
 from broker.protocol.chunks import CHUNK_BYTES, cut
 from broker.protocol.messages import Chunk, Delta, Head, Receipt, Status, decode, encode
@@ -25,7 +26,6 @@ from broker.protocol.versions import sha256
 from edge.bulletin import Bulletin
 from edge.config import DeviceConfig, needs_restart
 from edge.download import Download, all_filters
-from edge.errand import Errand
 from edge.guards import Permission, Reading, permission, unknown_facts
 from edge.personal import Personal, make_update
 from edge.scorer import available_scorer_name

@@ -5,20 +5,23 @@ import os
 # Before numpy is loaded: a thread pool costs a small board memory and gains nothing here.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-import re
 import secrets
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from broker.commandline import Identifier, echo_facts, echo_json, run, say
-from broker.errors import AttentionError, UnknownItemError
+from broker.commandline import Identifier, echo_facts, echo_json, report, run, say
+from broker.errors import UnknownItemError
+from broker.servicecommand import install_service
 from broker.storage import exclusive, is_in_use, read_file
 from edge.datacommands import DIRECTORY as _DIRECTORY
 from edge.datacommands import JSON as _JSON
 from edge.datacommands import export, forget, reset
+
+if TYPE_CHECKING:
+    from broker.unit import Unit
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -76,12 +79,12 @@ def start(directory: Path, broker: str | None, seed: int | None, *, verbose: boo
     import numpy as np
 
     from broker.journal import set_up_logging
+    from broker.servicing import Service
+    from broker.supervisor import Supervisor
     from edge.agent import Agent
     from edge.config import load_config
     from edge.rebuild import open_sound_store
-    from edge.service import Service
     from edge.services import services
-    from edge.supervisor import Supervisor
 
     set_up_logging(verbose=verbose)
     service = Service(Supervisor(), lambda: load_config(directory, os.environ, broker=broker), say)
@@ -266,78 +269,31 @@ def doctor(directory: Path, *, as_json: bool) -> None:
     Example:
       edge-client doctor --dir me
     """
-    from dataclasses import asdict
-
     from edge.doctor import examine
-    from edge.findings import Level
     from edge.surroundings import Surroundings
 
-    found = examine(directory, os.environ, Surroundings(), time.time())
-    problems = [each.check for each in found if each.level is Level.PROBLEM]
-    if as_json:
-        echo_json({"ok": not problems, "findings": [asdict(each) for each in found]})
-    else:
-        for each in found:
-            click.echo(f"{each.level:<9}  {each.check:<12}  {each.found}")
-            if each.remedy:
-                click.echo(f"{'':<9}  {'':<12}  do: {each.remedy}")
-    if problems:
-        raise AttentionError(f"something must be done about: {', '.join(problems)}")
+    report(examine(directory, os.environ, Surroundings(), time.time()), as_json=as_json)
 
 
-@cli.command("install-service")
-@_DIRECTORY
-@click.option("--user", help="Who runs it.  [default: a user of its own, made by systemd]")
-@click.option("--name", default="pfedrec-edge", show_default=True, help="Of the service.")
-@click.option(
-    "--unit-dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Where the unit is written.  [default: /etc/systemd/system]",
-)
-@click.option("--print", "only_print", is_flag=True, help="Write the unit to stdout, and nothing else.")
-@click.option("--uninstall", is_flag=True, help="Remove the unit; the directory stays.")
-def install_service(
-    directory: Path, user: str | None, name: str, unit_dir: Path | None, *, only_print: bool, uninstall: bool
-) -> None:
-    """Write a systemd unit that runs `start`: watched over, restarted, and allowed little.
+def _unit_of(directory: Path, user: str | None) -> "Unit":
+    from edge.config import load_config
+    from edge.unit import device_unit
 
-    By default systemd makes a user for it; the directory then is directly below /var/lib.
+    return device_unit(directory, load_config(directory, os.environ), user)
 
-    \b
+
+cli.add_command(
+    install_service(
+        "edge-client",
+        "pfedrec-edge",
+        _unit_of,
+        """
     Example:
       edge-client install-service --dir me --user pi
       edge-client install-service --dir /var/lib/pfedrec-edge
-    """
-    from edge import unit
-    from edge.config import load_config
-
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
-        raise click.UsageError(
-            f"{name!r} is no name of a service; letters, digits, '_', '.' and '-' make one"
-        )
-    if user is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}", user):
-        raise click.UsageError(f"{user!r} is no name of a user")
-    path = (unit_dir or unit.UNIT_DIRECTORY) / f"{name}.service"
-    if uninstall:
-        unit.uninstall(path)
-        say(f"{path} is removed; end the service with: systemctl stop {name}; systemctl daemon-reload")
-        return
-    config = load_config(directory, os.environ)
-    made = unit.Unit(
-        directory=directory.absolute(),
-        device_id=config.device_id,
-        fleet=config.fleet,
-        user=user,
-        python=unit.interpreter(),
+    """,
     )
-    if only_print:
-        unit.require_fit(made)
-        click.echo(made.text(), nl=False)
-        return
-    unit.install(made, path)
-    say(f"{path} is written; start it with: systemctl daemon-reload && systemctl enable --now {name}")
-
-
+)
 for _command in (export, forget, reset):
     cli.add_command(_command)
 

@@ -18,14 +18,14 @@ from pathlib import Path
 from urllib.parse import quote
 
 from broker.errors import ConfigError, CorruptError, FileUnreadableError, MissingExtraError, PFedRecError
+from broker.findings import Finding, ok, problem, unchecked
+from broker.probe import Answer, probe
 from broker.storage import is_in_use, named_failures, require_database
 from edge import findings
 from edge.bulletin import read_bulletin
 from edge.config import CONFIG_NAME, DATABASE_NAME, DeviceConfig, load_config, open_store
-from edge.findings import Finding
 from edge.guards import Limits
 from edge.personal import Personal
-from edge.probe import Answer, probe
 from edge.scorer import make_scorer
 from edge.store import Model
 from edge.surroundings import Surroundings
@@ -73,8 +73,8 @@ def _settings(directory: Path, environment: Mapping[str, str]) -> tuple[DeviceCo
     try:
         config = load_config(directory, environment)
     except (ConfigError, FileUnreadableError) as error:
-        return None, findings.problem("settings", str(error), "correct what the sentence names")
-    return config, findings.ok("settings", f"device {config.device_id} of fleet {config.fleet}")
+        return None, problem("settings", str(error), "correct what the sentence names")
+    return config, ok("settings", f"device {config.device_id} of fleet {config.fleet}")
 
 
 def _versions() -> dict[str, str | None]:
@@ -133,11 +133,11 @@ def _database(path: Path, directory: Path) -> tuple[Model | None, float | None, 
             total = store.interacted().total
     except CorruptError as error:
         remedy = "restore the directory from a backup, or init a new one; the fleet's model comes by itself"
-        return None, None, findings.problem("database", str(error), remedy)
+        return None, None, problem("database", str(error), remedy)
     except PFedRecError as error:
-        return None, None, findings.problem("database", str(error), "do what the sentence says")
+        return None, None, problem("database", str(error), "do what the sentence says")
     version = "no table yet" if model is None else f"table version {model.head.version}"
-    return model, newest_at, findings.ok("database", f"sound; {total} interactions, {version}")
+    return model, newest_at, ok("database", f"sound; {total} interactions, {version}")
 
 
 def _quick_check(path: Path) -> str | None:
@@ -158,7 +158,7 @@ def _disk(directory: Path) -> Finding:
 
 def _broker(directory: Path, config: DeviceConfig | None) -> Finding:
     if config is None:
-        return findings.unchecked("broker", "its address is in the settings, which cannot be read")
+        return unchecked("broker", "its address is in the settings, which cannot be read")
     # Two connections of one id end each other; and what `start` has is the better proof.
     if _is_online(directory):
         return findings.broker(Answer(outcome="accepts", reason=f"start is connected to {config.address}"))
@@ -179,11 +179,11 @@ def _scorer(config: DeviceConfig | None, model: Model | None) -> Finding:
     try:
         scorer = make_scorer("auto" if config is None else config.scorer_choice)
     except MissingExtraError as error:
-        return findings.problem("scorer", str(error), 'install it, or set scorer = "auto" in config.toml')
+        return problem("scorer", str(error), 'install it, or set scorer = "auto" in config.toml')
     except PFedRecError as error:
-        return findings.problem("scorer", str(error), "install pfedrec-edge again")
+        return problem("scorer", str(error), "install pfedrec-edge again")
     if model is None:
-        return findings.unchecked("scorer", f"{scorer.name}; its speed shows once a table is here")
+        return unchecked("scorer", f"{scorer.name}; its speed shows once a table is here")
     first = Personal.beginning(model.head.w, model.head.b).score_function
     spans = []
     for _ in range(_TIMES):

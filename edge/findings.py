@@ -5,12 +5,11 @@ Nothing here reads anything; `edge.doctor` does. A fact that is None is unknown,
 
 import math
 import re
-from dataclasses import dataclass
-from enum import StrEnum
 
+from broker.findings import Finding, note, ok, problem, unchecked
+from broker.probe import Answer
 from edge import moment
 from edge.guards import Limits
-from edge.probe import Answer
 
 EARLIEST = 1_704_067_200.0
 """2024-01-01, in seconds since the epoch: a clock before this release was never set."""
@@ -24,45 +23,6 @@ _GOOD_FREE_DISK_MB = 200.0
 _COPIES = 4
 """Of the table that a download and a pass hold at once."""
 _SLOW_MS = 500.0
-
-
-class Level(StrEnum):
-    """How much a finding matters."""
-
-    OK = "ok"
-    UNCHECKED = "unchecked"
-    NOTE = "note"
-    PROBLEM = "problem"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Finding:
-    """One check: what was found, and what to do about it (empty: nothing)."""
-
-    check: str
-    level: Level
-    found: str
-    remedy: str = ""
-
-
-def ok(check: str, found: str) -> Finding:
-    """Give a finding that asks for nothing."""
-    return Finding(check=check, level=Level.OK, found=found)
-
-
-def unchecked(check: str, found: str) -> Finding:
-    """Give a finding about what could not be looked at."""
-    return Finding(check=check, level=Level.UNCHECKED, found=found)
-
-
-def note(check: str, found: str, remedy: str) -> Finding:
-    """Give a finding that may be left as it is."""
-    return Finding(check=check, level=Level.NOTE, found=found, remedy=remedy)
-
-
-def problem(check: str, found: str, remedy: str) -> Finding:
-    """Give a finding that something must be done about."""
-    return Finding(check=check, level=Level.PROBLEM, found=found, remedy=remedy)
 
 
 def versions(installed: dict[str, str | None]) -> Finding:

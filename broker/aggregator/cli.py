@@ -1,8 +1,6 @@
 """``edge-aggregator``: set up, run and look at a fleet's aggregator."""
 
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,12 +16,16 @@ from broker.aggregator.config import OWN_BROKERS, AggregatorConfig
 from broker.aggregator.itemscommand import items
 from broker.commandline import Duration, Identifier, echo_facts, echo_json, run, say
 from broker.embedded import choose_broker, own_broker
+from broker.servicecommand import install_service
 from broker.storage import exclusive, is_in_use
 from trainer.aggregation import ROBUST
 from trainer.params import MAX_DIM
 
 if TYPE_CHECKING:
+    from broker.aggregator.metrics import Metrics
+    from broker.aggregator.service import AggregatorService
     from broker.aggregator.store.interface import RoundRecord
+    from broker.unit import Unit
 
 _DIRECTORY = click.option(
     "--dir",
@@ -117,8 +119,17 @@ def init(
 @click.option("--broker", help="auto, mosquitto, embedded, or mqtt://HOST:PORT.  [default: as configured]")
 @click.option("--port", type=int, help="Of our own broker.  [default: as configured]")
 @click.option("--verbose", is_flag=True, help="Log more.")
-def start(directory: Path, broker: str | None, port: int | None, *, verbose: bool) -> None:
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Lines for people, or one JSON object a line.",
+)
+def start(directory: Path, broker: str | None, port: int | None, log_format: str, *, verbose: bool) -> None:
     """Serve the fleet until SIGTERM or Ctrl-C; a restart resumes where it stopped.
+
+    SIGHUP: read config.toml again; buffer, deadline_s, max_staleness and log_level change at once.
 
     \b
     Example:
@@ -126,17 +137,29 @@ def start(directory: Path, broker: str | None, port: int | None, *, verbose: boo
     """
     from broker.aggregator.directory import BROKER_NAME, load_config, open_store
     from broker.aggregator.service import AggregatorService
-    from broker.journal import set_up_logging
+    from broker.journal import set_level, set_up_logging
+    from broker.servicing import Service
+    from broker.supervisor import Supervisor
 
-    set_up_logging(verbose=verbose)
-    stop = _stop_on_signals()
-    config = load_config(directory, os.environ, broker=broker, port=port)
+    def load() -> AggregatorConfig:
+        config = load_config(directory, os.environ, broker=broker, port=port)
+        set_level("debug" if verbose else config.log_level)
+        return config
+
+    set_up_logging(verbose=verbose, form=log_format)
+    service = Service(Supervisor(), load, say)
+    service.listen()
+    config = load()
     with exclusive(directory):
         store = open_store(directory)
         try:
             with _broker(config, directory / BROKER_NAME) as (address, require_running):
-                AggregatorService(config, store, address, say).run(stop, require_running)
+                watch = None if config.metrics_port == 0 else _metrics(config, directory)
+                aggregator = AggregatorService(config, store, address, say, watch)
+                with _listener(config, directory, aggregator, watch):
+                    aggregator.run(service.stop, require_running, lambda: service.each_round(aggregator))
         finally:
+            service.end()
             store.close()
     say("stopped")
 
@@ -153,11 +176,31 @@ def _broker(config: AggregatorConfig, directory: Path) -> Iterator[tuple[BrokerA
         yield broker.address, broker.require_running
 
 
-def _stop_on_signals() -> threading.Event:
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    return stop
+def _metrics(config: AggregatorConfig, directory: Path) -> "Metrics":
+    from broker.aggregator.directory import DATABASE_NAME
+    from broker.aggregator.metrics import Metrics
+
+    return Metrics(
+        config.fleet,
+        lambda: sum(path.stat().st_size for path in directory.glob(f"{DATABASE_NAME}*") if path.exists()),
+    )
+
+
+@contextmanager
+def _listener(
+    config: AggregatorConfig, directory: Path, aggregator: "AggregatorService", metrics: "Metrics | None"
+) -> Iterator[None]:
+    if metrics is None:
+        yield
+        return
+    from broker.aggregator.health import Health
+    from broker.aggregator.listener import listening
+    from broker.aggregator.metrics import CONTENT_TYPE
+
+    host, health = config.metrics_listen, Health(aggregator, directory)
+    with listening(host, config.metrics_port, metrics.render, CONTENT_TYPE, health) as port:
+        say(f"metrics and health at http://{host}:{port}/metrics, /healthz and /readyz")
+        yield
 
 
 @cli.command()
@@ -240,7 +283,25 @@ def _closed_by(record: "RoundRecord") -> str:
     return "deadline" if record.by_deadline else "buffer"
 
 
+def _unit_of(directory: Path, user: str | None) -> "Unit":
+    from broker.aggregator.directory import load_config
+    from broker.aggregator.unit import aggregator_unit
+
+    return aggregator_unit(directory, load_config(directory, os.environ), user)
+
+
 cli.add_command(items)
+cli.add_command(
+    install_service(
+        "edge-aggregator",
+        "pfedrec-aggregator",
+        _unit_of,
+        """
+    Example:
+      edge-aggregator install-service --dir /var/lib/pfedrec-shop
+    """,
+    )
+)
 
 
 def main() -> None:

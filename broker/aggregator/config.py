@@ -16,6 +16,7 @@ from trainer.params import Hyperparameters, item_lr
 from trainer.taste import TasteSettings
 
 OWN_BROKERS: tuple[Literal["auto", "mosquitto", "embedded"], ...] = ("auto", "mosquitto", "embedded")
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,12 @@ class AggregatorConfig:
         "127.0.0.1", "Address that our own broker listens on; 0.0.0.0 lets devices in from other machines."
     )
     port: int = option(1883, "TCP port of our own broker.")
+    metrics_listen: str = option(
+        "127.0.0.1",
+        "Address that /metrics, /healthz and /readyz are served at; it asks nobody who they are.",
+    )
+    metrics_port: int = option(0, "TCP port of /metrics, /healthz and /readyz; 0: they are not served.")
+    log_level: str = option("info", "debug, info, warning or error: the least that is logged.")
     strategy: str = option(
         "fedbuff",
         "fedbuff (weights updates by staleness), fedavg (a plain average) or fedasync (each at once).",
@@ -100,6 +107,12 @@ class AggregatorConfig:
             _ = BrokerAddress.parse(self.broker)
         if not 1 <= self.port <= 65535:
             raise ParameterError(f"port is {self.port}; it must lie between 1 and 65535")
+        if not 0 <= self.metrics_port <= 65535:
+            raise ParameterError(f"metrics_port is {self.metrics_port}; it must lie between 0 and 65535")
+        if self.log_level not in LOG_LEVELS:
+            raise ParameterError(
+                f"log_level is {self.log_level!r}; it must be one of {', '.join(LOG_LEVELS)}"
+            )
         if self.encoding not in ENCODINGS:
             raise ParameterError(f"encoding is {self.encoding!r}; it must be one of {', '.join(ENCODINGS)}")
         if self.population < 0:

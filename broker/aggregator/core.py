@@ -162,6 +162,13 @@ class ClosedRound:
     strategy_state: Mapping[str, Floats] = field(default_factory=dict)
     catalogue_step: CatalogueStep | None = None
 
+    @property
+    def closed_by(self) -> str:
+        """What closed it: ``catalogue``, ``deadline`` or ``buffer``."""
+        if self.catalogue_step is not None:
+            return "catalogue"
+        return "deadline" if self.by_deadline else "buffer"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Journal:
@@ -279,6 +286,11 @@ class AggregatorCore:
     def buffered(self) -> int:
         """How many updates the open round has."""
         return self._round.count
+
+    @property
+    def seen(self) -> int:
+        """How many devices ever came."""
+        return len(self._state.seen)
 
     @property
     def population(self) -> int:

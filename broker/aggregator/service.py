@@ -12,6 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import cast
 
 from broker.address import BrokerAddress
@@ -20,6 +21,7 @@ from broker.aggregator.core import AggregatorCore, CloseRound, Command, Journal,
 from broker.aggregator.publication import Publication
 from broker.aggregator.reassembly import Reassembly
 from broker.aggregator.store.interface import AggregatorStore, Batch
+from broker.aggregator.watching import Watch, WorkedBatch, refusal_name
 from broker.connection import (
     QUEUE_EVENTS,
     Connected,
@@ -33,8 +35,8 @@ from broker.connection import (
 from broker.errors import DataError, InputError, ParameterError, ProtocolError, RefusedError
 from broker.protocol.catalogue import Catalogue
 from broker.protocol.encodings import ENCODINGS
-from broker.protocol.messages import Chunk, Receipt, Status, Update, decode, encode
-from broker.protocol.topics import ROOT, Address, FleetTopics
+from broker.protocol.messages import Chunk, Head, Receipt, Status, Update, decode, encode
+from broker.protocol.topics import ROOT, Address, Filter, FleetTopics, Topic
 
 _LOG = logging.getLogger(__name__)
 
@@ -43,6 +45,8 @@ _WAKE_S = 0.25
 """Longest wait for an event: bounds how long a stop request goes unnoticed."""
 _LOOK_FOR_CHANGES_S = 0.5
 """Between two looks at the queue of the catalogue's changes."""
+_RELOADABLE = ("buffer", "deadline_s", "max_staleness", "log_level")
+"""Settings that a reload changes at once."""
 _ENVELOPE_BYTES = 1024
 """More than everything of an update that is not its body."""
 
@@ -54,6 +58,8 @@ class AggregatorService:
     ----------
     say : callable
         Told one sentence when the broker goes and one when it is back.
+    watch : Watch
+        Told what was done, for figures.
     """
 
     def __init__(
@@ -62,7 +68,14 @@ class AggregatorService:
         store: AggregatorStore,
         address: BrokerAddress,
         say: Callable[[str], None],
+        watch: Watch | None = None,
     ) -> None:
+        self._config = config
+        self._watch = watch or Watch()
+        self._online: set[str] = set()
+        self._head_published = False
+        self._turned_at = time.monotonic()
+        self._foreign_heads: set[int] = set()
         self._store = store
         self._say = say
         self._make_plan = config.plan
@@ -82,14 +95,90 @@ class AggregatorService:
         self._steps_published = 0
         self._catalogue_published = False
         self._broker_gone = False
+        self._watch.began(self)
 
-    def run(self, stop: threading.Event, require_broker: Callable[[], None] = lambda: None) -> None:
+    @property
+    def version(self) -> int:
+        """The newest version."""
+        return self._core.version
+
+    @property
+    def buffered(self) -> int:
+        """Updates in the open round."""
+        return self._core.buffered
+
+    @property
+    def queued(self) -> int:
+        """Events that wait to be worked on."""
+        return self._events.qsize()
+
+    @property
+    def overflows(self) -> int:
+        """Events that the full queue left at the broker."""
+        return self._connection.overflows
+
+    @property
+    def devices_seen(self) -> int:
+        """Devices that ever came."""
+        return self._core.seen
+
+    @property
+    def devices_online(self) -> int:
+        """Devices whose newest status is online."""
+        return len(self._online)
+
+    @property
+    def broker_connected(self) -> bool:
+        """Whether there is a connection."""
+        return self._connection.connected
+
+    @property
+    def head_published(self) -> bool:
+        """Whether a head was published on this connection."""
+        return self._head_published and self._connection.connected
+
+    @property
+    def turned_at(self) -> float:
+        """When the loop last went round, on the monotonic clock, in seconds."""
+        return self._turned_at
+
+    @property
+    def state(self) -> str:
+        """What it does, in a line."""
+        broker = "connected" if self._connection.connected else "without a broker"
+        return f"version {self.version}, {broker}, {self.devices_online} devices online"
+
+    def reconfigure(self, config: AggregatorConfig) -> list[str]:
+        """Take when rounds close from a configuration; give the names of what stays as it was."""
+        kept = [
+            name
+            for name, value in vars(config).items()
+            if value != getattr(self._config, name) and name not in _RELOADABLE
+        ]
+        now = {name: getattr(config, name) for name in _RELOADABLE}
+        self._config = replace(self._config, **now)
+        self._core.settings = replace(
+            self._core.settings,
+            buffer=config.buffer,
+            deadline_s=config.deadline_s or None,
+            max_staleness=config.max_staleness,
+        )
+        return kept
+
+    def run(
+        self,
+        stop: threading.Event,
+        require_broker: Callable[[], None] = lambda: None,
+        each_turn: Callable[[], None] = lambda: None,
+    ) -> None:
         """Serve until `stop` is set.
 
         Parameters
         ----------
         require_broker : callable
             Called now and then; raises BrokerStartError when a broker of our own has ended.
+        each_turn : callable
+            Called between two turns of the loop.
 
         Raises
         ------
@@ -103,6 +192,8 @@ class AggregatorService:
         self._connection.start()
         try:
             while not stop.is_set():
+                self._turned_at = time.monotonic()
+                each_turn()
                 events = self._take_batch()
                 if self._broker_gone or not events:
                     require_broker()
@@ -134,7 +225,8 @@ class AggregatorService:
         commands: list[Command] = []
         received: list[Received] = []
         connected = False
-        refused = 0
+        refusals: list[str] = []
+        answers: list[Command] = []
         new_devices: list[str] = []
         for event in events:
             match event:
@@ -143,8 +235,8 @@ class AggregatorService:
                     try:
                         commands += self._decide(event, new_devices)
                     except ProtocolError as error:
-                        refused += 1
-                        commands += self._refusal(event.topic, error)
+                        refusals.append(refusal_name(error))
+                        answers += self._refusal(event.topic, error)
                 case Connected():
                     connected = True
                 case Lost(reason):
@@ -157,10 +249,23 @@ class AggregatorService:
                     )
         commands += self._core.tick(time.monotonic())
         commands += self._change_catalogue()
-        self._commit(commands, new_devices, refused)
+        began = time.perf_counter()
+        stored = self._commit(commands, new_devices, len(refusals))
+        commit_seconds = time.perf_counter() - began if stored else None
         for message in received:
             self._connection.acknowledge(message)
-        self._reply(commands)
+        if events or stored:
+            self._watch.worked(
+                WorkedBatch(
+                    messages=len(received),
+                    bytes_up=sum(len(each.payload) for each in received),
+                    receipts=[each.receipt for each in commands if isinstance(each, ReplyReceipt)],
+                    refusals=refusals,
+                    rounds=[each.round for each in commands if isinstance(each, CloseRound)],
+                    commit_seconds=commit_seconds,
+                )
+            )
+        self._reply([*commands, *answers])
         if connected:
             self._connected()
         elif any(isinstance(command, PublishVersion) for command in commands):
@@ -174,9 +279,12 @@ class AggregatorService:
         address = self._topics.parse(message.topic)
         if address.kind == "status":
             if message.payload:
-                decode(message.payload, Status)
+                status = decode(message.payload, Status)
+                (self._online.add if status.online else self._online.discard)(address.device)
                 self._note_device(address, new_devices)
             return []
+        if address.kind == "head":
+            self._note_head(message)
         if address.kind != "update":
             return []
         content = cast("Update | Chunk", decode(message.payload, Update, Chunk))
@@ -216,6 +324,23 @@ class AggregatorService:
         if self._core.device_seen(address.device):
             new_devices.append(address.device)
 
+    def _note_head(self, message: Received) -> None:
+        """Notice another aggregator of the same fleet: its heads and ours would take turns."""
+        try:
+            head = decode(message.payload, Head)
+        except ProtocolError:
+            return
+        if head.instance == self._core.instance and head.session <= self._session:
+            return
+        self._watch.foreign_head()
+        if head.instance in self._foreign_heads:
+            return
+        self._foreign_heads.add(head.instance)
+        self._say(
+            f"another aggregator has published version {head.version} of fleet {self._topics.fleet}; if it "
+            "still runs, stop one of the two, or give one another fleet name"
+        )
+
     def _refusal(self, topic: str, error: ProtocolError) -> list[Command]:
         """Answer a message that is no update; it has no number, so the receipt has none either."""
         _LOG.warning("refused a message on %s: %s", topic[:200], error)
@@ -236,14 +361,15 @@ class AggregatorService:
         )
         return [ReplyReceipt(address.device, receipt)]
 
-    def _commit(self, commands: list[Command], new_devices: list[str], refused: int) -> None:
+    def _commit(self, commands: list[Command], new_devices: list[str], refused: int) -> bool:
+        """Store what must not be lost; tell whether there was anything."""
         durable = [command for command in commands if isinstance(command, Journal | CloseRound)]
         duplicates = sum(
             isinstance(command, ReplyReceipt) and command.receipt.verdict == "duplicate"
             for command in commands
         )
         if not (durable or new_devices or duplicates or refused):
-            return
+            return False
         self._store.commit(
             Batch(
                 commands=durable,
@@ -263,16 +389,28 @@ class AggregatorService:
                     closed.updates,
                     " by deadline" if closed.by_deadline else "",
                     closed.staleness_sum / max(1, closed.updates),
+                    extra={
+                        "event": "round closed",
+                        "version": closed.version,
+                        "updates": closed.updates,
+                        "by": closed.closed_by,
+                        "bytes_up": closed.bytes_up,
+                    },
                 )
                 if closed.catalogue_step is not None:
                     self._follow_catalogue(closed.catalogue_step.catalogue)
                     _LOG.info("version %d: %s", closed.version, closed.catalogue_step.summary)
+        return True
+
+    def _send(self, topic: Topic, payload: bytes, kind: str) -> None:
+        self._connection.publish(topic, payload, retain=kind != "receipt")
+        self._watch.sent(kind, len(payload))
 
     def _reply(self, commands: list[Command]) -> None:
         for command in commands:
             if isinstance(command, ReplyReceipt):
                 receipt = encode(command.receipt)
-                self._connection.publish(self._topics.receipt(command.device), receipt)
+                self._send(self._topics.receipt(command.device), receipt, "receipt")
 
     def _publish_version(self) -> None:
         if self._session == 0:  # the first connection has no number yet; it publishes all of this anyway
@@ -280,19 +418,18 @@ class AggregatorService:
         self._publish_catalogue()
         head, chunks = self._publication.of(self._core, self._session)
         for chunk in chunks:
-            self._connection.publish(
-                self._topics.snapshot(head.slot, chunk.index), encode(chunk), retain=True
-            )
+            self._send(self._topics.snapshot(head.slot, chunk.index), encode(chunk), "snapshot")
         for version, chunk in self._publication.step_chunks(self._steps_published):
-            self._connection.publish(self._topics.delta(version, chunk.index), encode(chunk), retain=True)
+            self._send(self._topics.delta(version, chunk.index), encode(chunk), "delta")
         self._steps_published = head.version
-        self._connection.publish(self._topics.head, encode(head), retain=True)
+        self._send(self._topics.head, encode(head), "head")
+        self._head_published = True
 
     def _publish_catalogue(self) -> None:
         if self._catalogue_published:
             return
         for chunk in self._publication.catalogue_chunks():
-            self._connection.publish(self._topics.catalogue(chunk.index), encode(chunk), retain=True)
+            self._send(self._topics.catalogue(chunk.index), encode(chunk), "catalogue")
         self._catalogue_published = True
 
     def _connected(self) -> None:
@@ -302,7 +439,10 @@ class AggregatorService:
         self._broker_gone = False
         self._session = self._store.next_session()
         self._steps_published = 0
-        self._connection.subscribe([self._topics.update_filter, self._topics.status_filter])
+        self._watch.connected()
+        self._connection.subscribe(
+            [self._topics.update_filter, self._topics.status_filter, Filter(self._topics.head)]
+        )
         self._catalogue_published = False
         self._publish_version()
         _LOG.info(
@@ -310,9 +450,11 @@ class AggregatorService:
             self._topics.fleet,
             self._connection.address,
             self._core.version,
+            extra={"event": "connected", "session": self._session, "version": self._core.version},
         )
 
     def _lost(self, reason: str) -> None:
         if not self._broker_gone:
             self._say(f"{reason}; trying again until it is back")
+        self._head_published = False
         self._broker_gone = True

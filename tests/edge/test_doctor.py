@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 from broker.embedded import free_port
 from broker.exit_codes import ExitCode
+from broker.findings import Finding, Level
+from broker.probe import Answer
 from edge import findings
 from edge.config import CONFIG_NAME, DATABASE_NAME
-from edge.findings import EARLIEST, Finding, Level
+from edge.findings import EARLIEST
 from edge.guards import Limits
-from edge.probe import Answer
 from tests.brokers import HOST, RunningBroker, ScriptedBroker
 from tests.edge.builders import ITEM_KEYS, a_head, a_table
 from tests.edge.running import RunningCommand, a_directory, looking_at, told, wait_until

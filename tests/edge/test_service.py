@@ -14,8 +14,8 @@ import pytest
 
 from broker.embedded import free_port
 from broker.exit_codes import ExitCode
+from broker.supervisor import Supervisor
 from edge.config import CONFIG_NAME, DATABASE_NAME
-from edge.supervisor import Supervisor
 from tests.brokers import HOST, RunningBroker
 from tests.edge.managers import Manager, monotonic_us, this_process
 from tests.edge.running import RunningCommand, a_directory, told, wait_until

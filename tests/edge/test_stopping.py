@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge.errand import Errand
+from broker.errand import Errand
 from tests.brokers import HOST, RunningBroker
 from tests.edge.builders import a_head, a_plan
 from tests.edge.managers import Manager

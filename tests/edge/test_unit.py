@@ -6,14 +6,17 @@ import shutil
 import stat
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from broker.errors import InputError
+from broker.unit import Unit, install, require_fit
 from edge.cli import cli
-from edge.unit import Unit, install, require_fit
+from edge.config import DeviceConfig
+from edge.unit import device_unit
 from tests.edge.running import a_directory
 
 ME = "root" if os.geteuid() == 0 else os.environ.get("USER", "root")
@@ -27,7 +30,8 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make a dir
 
 def a_unit(directory: Path, user: str | None) -> Unit:
     """Give a unit whose interpreter everybody has."""
-    return Unit(directory=directory, device_id="pi-1", fleet="shop", user=user, python=Path("/usr/bin/env"))
+    config = DeviceConfig(device_id="pi-1", fleet="shop", broker="mqtt://127.0.0.1:1")
+    return replace(device_unit(directory, config, user), python=Path("/usr/bin/env"))
 
 
 @pytest.fixture
@@ -140,9 +144,7 @@ def test_user_of_the_service_s_own_must_be_let_in(tmp_path: Path) -> None:
     """An interpreter in somebody's home is not for others."""
     closed = tmp_path / "home"
     closed.mkdir(mode=0o700)
-    unit = Unit(
-        directory=Path("/var/lib/me"), device_id="a", fleet="b", user=None, python=closed / "bin" / "python"
-    )
+    unit = replace(a_unit(Path("/var/lib/me"), None), python=closed / "bin" / "python")
     with pytest.raises(InputError, match="is closed to a user of the service's own"):
         require_fit(unit)
 

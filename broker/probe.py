@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from broker.address import BrokerAddress
-from edge.errand import Errand
+from broker.errand import Errand
 
 WITHIN_S = 10.0
 

@@ -13,7 +13,7 @@ import pytest
 
 from broker.address import BrokerAddress
 from broker.embedded import free_port
-from edge.probe import probe
+from broker.probe import probe
 from tests.brokers import HOST, Peer, RunningBroker, ScriptedBroker
 
 

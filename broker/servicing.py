@@ -1,6 +1,6 @@
-"""``edge-client start`` as a service: signals, a configuration that is read again, and a watchdog.
+"""A ``start`` command as a service: signals, a configuration that is read again, and a watchdog.
 
-The agent's loop calls `Service.each_round`; so the watchdog hears nothing any more when that loop hangs.
+The loop of what is run calls `Service.each_round`; so the watchdog hears nothing any more when it hangs.
 """
 
 import signal
@@ -9,27 +9,29 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from broker.errors import PFedRecError
-from edge.config import DeviceConfig
-from edge.supervisor import Supervisor
+from broker.supervisor import Supervisor
+
+_Config = TypeVar("_Config")
+_Config_contra = TypeVar("_Config_contra", contravariant=True)
 
 
-class Serving(Protocol):
-    """What is run: the agent."""
+class Serving(Protocol[_Config_contra]):
+    """What is run: a device's agent, or the aggregator."""
 
     @property
     def state(self) -> str:
         """What it does, in a line."""
         ...
 
-    def reconfigure(self, config: DeviceConfig) -> list[str]:
+    def reconfigure(self, config: _Config_contra) -> list[str]:
         """Take a configuration; give the names of what stays as it was."""
         ...
 
 
-class Service:
+class Service(Generic[_Config]):
     """One run of ``start``.
 
     Parameters
@@ -46,7 +48,7 @@ class Service:
     """
 
     def __init__(
-        self, supervisor: Supervisor, load: Callable[[], DeviceConfig], say: Callable[[str], None]
+        self, supervisor: Supervisor, load: Callable[[], _Config], say: Callable[[str], None]
     ) -> None:
         self.stop = threading.Event()
         self._supervisor = supervisor
@@ -71,7 +73,7 @@ class Service:
             self.stop.set()
         self._reload = True
 
-    def each_round(self, serving: Serving) -> None:
+    def each_round(self, serving: Serving[_Config]) -> None:
         """Do what is due between two rounds of the loop."""
         if self._reload:
             self._reload = False
@@ -88,7 +90,7 @@ class Service:
         """Tell that the service ends."""
         self._supervisor.stopping()
 
-    def _read_again(self, serving: Serving) -> None:
+    def _read_again(self, serving: Serving[_Config]) -> None:
         try:
             kept = serving.reconfigure(self._load())
         except PFedRecError as error:
