@@ -157,11 +157,12 @@ class AggregatorService:
         ]
         now = {name: getattr(config, name) for name in _RELOADABLE}
         self._config = replace(self._config, **now)
+        rounds = self._config.round_settings
         self._core.settings = replace(
             self._core.settings,
-            buffer=config.buffer,
-            deadline_s=config.deadline_s or None,
-            max_staleness=config.max_staleness,
+            buffer=rounds.buffer,
+            deadline_s=rounds.deadline_s,
+            max_staleness=rounds.max_staleness,
         )
         return kept
 
