@@ -79,7 +79,7 @@ def cli() -> None:
 )
 @click.option("--max-idle-passes", type=int, help="Passes without a new interaction.  [default: 100]")
 @click.option("--population", type=int, help="Devices in the fleet.  [default: those seen]")
-@click.option("--encoding", help="Of updates: float32 or int8.  [default: int8]")
+@click.option("--encoding", help="Of updates: float32, int8 or int4.  [default: int8]")
 @click.option("--item-lr", type=float, help="Learning rate of item rows.  [default: the preset's]")
 @click.option("--port", type=int, help="Of our own broker.  [default: 1883]")
 @click.option("--seed", type=click.IntRange(0), help="Of the first table.  [default: drawn]")

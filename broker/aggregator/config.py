@@ -71,7 +71,9 @@ class AggregatorConfig:
     )
     least_updates: int = option(1, "Fewer updates do not close a round at its deadline.")
     max_idle_passes: int = option(100, "Passes that a device makes without a new interaction.")
-    encoding: str = option("int8", "How updates are encoded: float32 (exact) or int8 (a quarter the size).")
+    encoding: str = option(
+        "int8", "How updates are encoded: float32 (exact), int8 (a quarter the size) or int4 (a sixth)."
+    )
     lr: float = option(0.1, "Learning rate of a device's own score function.")
     item_lr: float = option(0.0, "Learning rate of the item rows; 0: lr * items * lr_eta - lr.")
     lr_eta: float = option(80.0, "See item_lr.")

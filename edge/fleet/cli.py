@@ -34,7 +34,7 @@ _PROTOCOL = click.option(
     type=click.Choice(["published", "clean"]),
     help="Whether training may avoid held-out items.",
 )
-_ENCODING = click.option("--encoding", type=click.Choice(["float32", "int8"]), help="Of updates.")
+_ENCODING = click.option("--encoding", type=click.Choice(["float32", "int8", "int4"]), help="Of updates.")
 _PRESET = click.option(
     "--preset",
     default="device",

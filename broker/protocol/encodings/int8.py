@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from broker.errors import EncodingError
 from broker.protocol.encodings.interface import (
     SparseChange,
     checked_rows,
@@ -12,9 +11,10 @@ from broker.protocol.encodings.interface import (
     require_bounded,
     require_size,
 )
+from broker.protocol.encodings.scaled import checked_scales, scaled
 from broker.protocol.wire import TypedArray
 
-_LEVELS = np.float32(127.0)
+_LEVELS = 127
 
 
 class Int8:
@@ -29,11 +29,7 @@ class Int8:
     def encode(self, change: SparseChange) -> dict[str, TypedArray]:
         """See `Encoding.encode`."""
         require_bounded(change.change, "the change")
-        scales = np.abs(change.change).max(axis=1, initial=0.0) / _LEVELS
-        # A subnormal scale would make the quotient inexact or infinite; such a row is zero in effect.
-        scales = np.where(scales < np.finfo(np.float32).tiny, np.float32(0.0), scales).astype(np.float32)
-        divisor = np.where(scales > 0.0, scales, np.float32(1.0))[:, None]
-        values = np.rint(change.change / divisor).clip(-127, 127).astype(np.int8)
+        scales, values = scaled(change.change, _LEVELS)
         return {"rows": change.rows.astype(np.uint32), "scales": scales, "values": values.ravel()}
 
     def decode(self, body: Mapping[str, TypedArray], n_items: int, dim: int) -> SparseChange:
@@ -42,9 +38,7 @@ class Int8:
         rows = checked_rows(body["rows"], n_items)
         require_size("scales", body["scales"].size, rows.size)
         require_size("values", body["values"].size, rows.size * dim)
-        scales = body["scales"].astype(np.float32, copy=False)
-        if not ((scales >= 0.0) & (scales <= np.float32(1e28))).all():
-            raise EncodingError("scales has a value that is negative, not finite or beyond 1e28")
+        scales = checked_scales(body["scales"], "1e28")
         change = body["values"].reshape(rows.size, dim) * scales[:, None]
         return SparseChange(rows=rows, change=change.astype(np.float32, copy=False))
 

@@ -87,6 +87,7 @@ GOLDEN: dict[str, Message] = {
     ),
     "update-float32": _update("float32", 7),
     "update-int8": _update("int8", 8),
+    "update-int4": _update("int4", 9),
     "receipt": Receipt(
         incarnation=0x0123_4567_89AB_CDEF,
         seq=7,

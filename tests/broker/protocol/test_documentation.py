@@ -60,7 +60,9 @@ def test_page_explains_every_verdict_encoding_and_refusal() -> None:
     assert all(name in PAGE for name in kinds if name != "ProtocolError")
 
 
-@pytest.mark.parametrize(("name", "least"), [("update-float32", 116), ("update-int8", 123)])
+@pytest.mark.parametrize(
+    ("name", "least"), [("update-float32", 116), ("update-int8", 123), ("update-int4", 122)]
+)
 def test_page_has_the_sizes_of_envelopes(name: str, least: int) -> None:
     """What an update takes beside its arrays."""
     message = GOLDEN[name]

@@ -1,0 +1,33 @@
+"""What encodings with an integer a value and a scale a row share."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from broker.errors import EncodingError
+from broker.protocol.wire import TypedArray
+from trainer.params import Floats
+
+
+def scaled(change: Floats, levels: int) -> tuple[Floats, NDArray[np.int8]]:
+    """Give each row's scale, shape (n,), float32, and its values, shape (n, dim), -levels to levels.
+
+    A row's scale is its largest magnitude / `levels`; values are rounded to the nearest.
+    """
+    scales = np.abs(change).max(axis=1, initial=0.0) / np.float32(levels)
+    # A subnormal scale would make the quotient inexact or infinite; such a row is zero in effect.
+    scales = np.where(scales < np.finfo(np.float32).tiny, np.float32(0.0), scales).astype(np.float32)
+    divisor = np.where(scales > 0.0, scales, np.float32(1.0))[:, None]
+    return scales, np.rint(change / divisor).clip(-levels, levels).astype(np.int8)
+
+
+def checked_scales(scales: TypedArray, largest: str) -> Floats:
+    """Give the scales if none is negative, not finite or beyond `largest`, a number as messages show it.
+
+    Raises
+    ------
+    EncodingError
+    """
+    values = scales.astype(np.float32, copy=False)
+    if not ((values >= 0.0) & (values <= np.float32(largest))).all():
+        raise EncodingError(f"scales has a value that is negative, not finite or beyond {largest}")
+    return values
