@@ -37,7 +37,8 @@ _SENDS = (
 )
 _MARKS = (
     # Rows that are not recommended any more, and what rows were called before.
-    "ALTER TABLE catalogue ADD COLUMN retired INTEGER NOT NULL DEFAULT 0",
+    # NULL or -1, which is no time: `edge.salvage` takes a text and a time for an interaction.
+    "ALTER TABLE catalogue ADD COLUMN retired INTEGER CHECK (retired = -1)",
     "CREATE TABLE former_keys (item TEXT PRIMARY KEY, row INTEGER NOT NULL) WITHOUT ROWID",
 )
 MIGRATIONS: Sequence[Sequence[str]] = (_FIRST_LIGHT, _COUNTED_ONCE, _SENDS, _MARKS)

@@ -435,7 +435,7 @@ def insert_catalogue(connection: sqlite3.Connection, catalogue: Catalogue) -> No
     connection.execute("DELETE FROM former_keys")
     connection.executemany(
         "INSERT INTO catalogue (row, item, retired) VALUES (?, ?, ?)",
-        ((row, key, row in catalogue.retired) for row, key in enumerate(catalogue.keys)),
+        ((row, key, -1 if row in catalogue.retired else None) for row, key in enumerate(catalogue.keys)),
     )
     connection.executemany("INSERT INTO former_keys (item, row) VALUES (?, ?)", catalogue.former.items())
 

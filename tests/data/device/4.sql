@@ -1,11 +1,11 @@
 BEGIN TRANSACTION;
-CREATE TABLE catalogue (row INTEGER PRIMARY KEY, item TEXT NOT NULL UNIQUE, retired INTEGER NOT NULL DEFAULT 0);
-INSERT INTO "catalogue" VALUES(0,'apple',0);
-INSERT INTO "catalogue" VALUES(1,'bread',0);
-INSERT INTO "catalogue" VALUES(2,'cheese',0);
-INSERT INTO "catalogue" VALUES(3,'date',0);
-INSERT INTO "catalogue" VALUES(4,'egg',0);
-INSERT INTO "catalogue" VALUES(5,'fig',0);
+CREATE TABLE catalogue (row INTEGER PRIMARY KEY, item TEXT NOT NULL UNIQUE, retired INTEGER CHECK (retired = -1));
+INSERT INTO "catalogue" VALUES(0,'apple',NULL);
+INSERT INTO "catalogue" VALUES(1,'bread',NULL);
+INSERT INTO "catalogue" VALUES(2,'cheese',NULL);
+INSERT INTO "catalogue" VALUES(3,'date',NULL);
+INSERT INTO "catalogue" VALUES(4,'egg',NULL);
+INSERT INTO "catalogue" VALUES(5,'fig',NULL);
 CREATE TABLE facts (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 INSERT INTO "facts" VALUES('connection',0);
 INSERT INTO "facts" VALUES('contributed_revision',3);
