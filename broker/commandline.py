@@ -31,6 +31,7 @@ from trainer.errors import ParameterError
 _EXTRA_OF_MODULE = {
     "sqlalchemy": "aggregator",
     "amqtt": "aggregator",
+    "cryptography": "aggregator",
     "prometheus_client": "aggregator",
     "aiomqtt": "fleet",
     "matplotlib": "report",

@@ -16,6 +16,7 @@ What paho needs help with:
 import logging
 import queue
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ from broker.address import BrokerAddress
 from broker.errors import SchemaError
 from broker.protocol.topics import Filter, Topic
 from broker.protocol.wire import MAX_MESSAGE_BYTES
+from broker.tls import connection_trouble
 
 _LOG = logging.getLogger(__name__)
 
@@ -127,6 +129,11 @@ class Connection:
     last_will : callable, optional
         Called with the number of the connection about to be made (1, 2, ...), from the network thread;
         gives the topic and payload that the broker publishes, retained, when the connection breaks.
+
+    Raises
+    ------
+    ConfigError
+        When the address has TLS files that cannot be used.
     """
 
     def __init__(
@@ -156,6 +163,9 @@ class Connection:
             manual_ack=True,
         )
         self._client.max_inflight_messages_set(_MAX_IN_FLIGHT)
+        context = address.context()
+        if context is not None:
+            self._client.tls_set_context(context)
         if address.username is not None:
             self._client.username_pw_set(address.username, address.password)
         self._client.on_pre_connect = _guarded(self._on_pre_connect)
@@ -235,7 +245,11 @@ class Connection:
 
     def _on_connect_fail(self, client: paho.Client, _userdata: Any) -> None:
         self._wait_longer(client)
-        self._put(Lost(f"no broker answers at {self.address}"))
+        # paho calls back from where it handles the error; a handshake that fails is worth more words.
+        trouble = connection_trouble(sys.exc_info()[1])
+        self._put(
+            Lost(f"no broker answers at {self.address}" if trouble is None else f"{self.address}: {trouble}")
+        )
 
     def _on_disconnect(
         self,
@@ -254,7 +268,11 @@ class Connection:
             hint = "" if held else f"; perhaps another client has the id {self._client_id}"
             self._put(Lost(f"the connection to {self.address} was lost{hint}"))
         elif not self._answered:
-            self._put(Lost(f"what listens at {self.address} does not answer as an MQTT broker"))
+            # With TLS 1.3 a client learns only now that its certificate is not accepted.
+            reason = "does not answer as an MQTT broker"
+            if self.address.secure:
+                reason = "ends the connection; perhaps it does not accept our certificate (revoked, expired?)"
+            self._put(Lost(f"what listens at {self.address} {reason}"))
 
     def _on_message(self, _client: paho.Client, _userdata: Any, message: paho.MQTTMessage) -> None:
         self._put(

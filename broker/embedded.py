@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -35,9 +36,24 @@ _PRIVATE_PORTS = range(20_000, 32_000)
 """Below those that the system hands to outgoing connections, which come and go by themselves."""
 _LIBC = ctypes.CDLL(None)
 
+_OPEN = "allow_anonymous true"
+_SECURE = """\
+allow_anonymous false
+tls_version tlsv1.2
+cafile {ca}
+certfile {certificate}
+keyfile {key}
+crlfile {revoked}
+require_certificate true
+# Who a client is, its certificate says, not the client: one cannot take another's place.
+use_identity_as_username true
+use_username_as_clientid true
+acl_file {access}"""
 _MOSQUITTO_CONF = """\
 listener {port} {host}
-allow_anonymous true
+{who}
+# The protocol's largest message with its topic; who sends more is disconnected before it is read.
+max_packet_size 135168
 # Started as root it would become another user, who may not write here; anyone else it leaves as he is.
 user root
 persistence true
@@ -53,6 +69,25 @@ log_dest stderr
 log_type error
 log_type warning
 """
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SecureListener:
+    """TLS with certificates at both ends.
+
+    Attributes
+    ----------
+    ca, certificate, key, revoked : Path
+        PEM files: who signs clients' certificates, the broker's own, the list of revoked ones.
+    access : str
+        mosquitto's access rules.
+    """
+
+    ca: Path
+    certificate: Path
+    key: Path
+    revoked: Path
+    access: str
 
 
 def mosquitto_path() -> str | None:
@@ -124,9 +159,16 @@ class OwnBroker:
                 f"the broker at {self.address} ended with status {status}; its log is {self._log}"
             )
 
+    def reload(self) -> None:
+        """Let mosquitto read access rules and revoked certificates again; connections that are there stay."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGHUP)
+
 
 @contextmanager
-def own_broker(kind: BrokerKind, host: str, port: int, directory: Path) -> Iterator[OwnBroker]:
+def own_broker(
+    kind: BrokerKind, host: str, port: int, directory: Path, secure: SecureListener | None = None
+) -> Iterator[OwnBroker]:
     """Run a broker while the block runs.
 
     Parameters
@@ -135,6 +177,8 @@ def own_broker(kind: BrokerKind, host: str, port: int, directory: Path) -> Itera
         The address to listen on.
     directory : Path
         Where it keeps its state and its log; made where missing.
+    secure : SecureListener, optional
+        TLS; mosquitto only.
 
     Yields
     ------
@@ -149,7 +193,7 @@ def own_broker(kind: BrokerKind, host: str, port: int, directory: Path) -> Itera
     with named_failures(directory):
         directory.mkdir(parents=True, exist_ok=True)
         log_path = directory / f"{kind}.log"
-        command = _command(kind, host, port, directory)
+        command = _command(kind, host, port, directory, secure)
         with log_path.open("ab") as log:
             # preexec_fn is safe here: no other thread has been started yet, and it makes one system call.
             process = subprocess.Popen(
@@ -160,7 +204,8 @@ def own_broker(kind: BrokerKind, host: str, port: int, directory: Path) -> Itera
                 preexec_fn=end_with_parent,  # noqa: PLW1509
             )
     try:
-        address = BrokerAddress(host="127.0.0.1" if host in ("0.0.0.0", "") else host, port=port)  # noqa: S104
+        reachable = "127.0.0.1" if host in ("0.0.0.0", "") else host  # noqa: S104
+        address = BrokerAddress(host=reachable, port=port, secure=secure is not None)
         broker = OwnBroker(address, process, log_path)
         _wait_until_it_listens(broker, process.pid)
         yield broker
@@ -168,11 +213,25 @@ def own_broker(kind: BrokerKind, host: str, port: int, directory: Path) -> Itera
         end_process(process, _STOP_TIMEOUT_S)
 
 
-def _command(kind: BrokerKind, host: str, port: int, directory: Path) -> list[str]:
+def _command(
+    kind: BrokerKind, host: str, port: int, directory: Path, secure: SecureListener | None
+) -> list[str]:
     if kind == "amqtt":
+        if secure is not None:
+            raise BrokerStartError(
+                "amqtt has no access rules; TLS needs mosquitto (apt-get install mosquitto)"
+            )
         return [sys.executable, "-m", "broker.amqtt_process", host, str(port)]
+    who = _OPEN
+    if secure is not None:
+        access = directory / "access.acl"
+        access.write_text(secure.access)
+        paths = {name: getattr(secure, name).resolve() for name in ("ca", "certificate", "key", "revoked")}
+        who = _SECURE.format(**paths, access=access.resolve())
     configuration = directory / "mosquitto.conf"
-    configuration.write_text(_MOSQUITTO_CONF.format(host=host, port=port, directory=directory.resolve()))
+    configuration.write_text(
+        _MOSQUITTO_CONF.format(host=host, port=port, directory=directory.resolve(), who=who)
+    )
     return [mosquitto_path() or "mosquitto", "-c", str(configuration)]
 
 

@@ -9,7 +9,8 @@
     │   ├── SchemaError                 well formed, but not the message it should be
     │   ├── EncodingError               an update whose body does not fit the table
     │   ├── TransferError               chunks that do not make a whole
-    │   └── HashMismatchError           a whole with the wrong SHA-256
+    │   ├── HashMismatchError           a whole with the wrong SHA-256
+    │   └── SignatureError              a head that is not signed as it must be, or is an old one again
     ├── InputError                    what the user gave: correct it and call again
     │   ├── FileUnreadableError
     │   ├── UnknownItemError
@@ -64,6 +65,7 @@ __all__ = [
     "RefusedError",
     "SchemaError",
     "SetupError",
+    "SignatureError",
     "TimedOutError",
     "TransferError",
     "UnknownItemError",
@@ -94,6 +96,10 @@ class TransferError(ProtocolError):
 
 class HashMismatchError(ProtocolError):
     """Assembled bytes whose SHA-256 is not the announced one."""
+
+
+class SignatureError(ProtocolError):
+    """A head that a device does not believe."""
 
 
 class InputError(PFedRecError):

@@ -12,10 +12,13 @@ from typing import Literal
 
 from broker.address import BrokerAddress
 from broker.errand import Errand
+from broker.tls import connection_trouble
 
 WITHIN_S = 10.0
 
-Outcome = Literal["accepts", "refuses", "busy", "closed", "unreachable", "unnamed", "silent", "foreign"]
+Outcome = Literal[
+    "accepts", "refuses", "busy", "closed", "unreachable", "unnamed", "silent", "foreign", "distrusted"
+]
 
 _CONNACK_BYTES = 4
 _BUSY = 3
@@ -38,7 +41,7 @@ class Answer:
     outcome : str
         "closed": the machine answers, but nothing listens at the port; "unreachable": no way leads there, or
         nothing comes back; "unnamed": the name is unknown; "silent" and "foreign": something listens that
-        does not answer as an MQTT broker does.
+        does not answer as an MQTT broker does; "distrusted": one end does not accept the other's certificate.
     reason : str
         The same in words, with what was found.
     """
@@ -82,12 +85,22 @@ def _ask(address: BrokerAddress, client_id: str, within_s: float) -> Answer:
         return Answer(outcome="unreachable", reason=f"{address.host} does not answer")
     except (OSError, UnicodeError) as error:
         return Answer(outcome="unreachable", reason=f"no way leads to {address.host} ({error})")
+    context = address.context()
+    if context is not None:
+        try:
+            link = context.wrap_socket(link, server_hostname=address.host)
+        except OSError as error:
+            link.close()
+            return Answer(outcome="distrusted", reason=connection_trouble(error) or f"no TLS there ({error})")
     with link:
         try:
             return _greet(link, address, client_id)
         except TimeoutError:
             return Answer(outcome="silent", reason="what listens there says nothing")
         except OSError as error:
+            if address.secure:  # with TLS 1.3 a client learns only now that its certificate is not accepted
+                reason = connection_trouble(error) or f"it ends the connection ({error})"
+                return Answer(outcome="distrusted", reason=reason)
             return Answer(outcome="foreign", reason=f"what listens there ends the connection ({error})")
 
 

@@ -24,7 +24,7 @@ from broker.protocol.messages import Chunk, Delta, Head, Receipt, Status, decode
 from broker.protocol.topics import Filter, FleetTopics, Topic
 from broker.protocol.versions import sha256
 from edge.bulletin import Bulletin
-from edge.config import DeviceConfig, needs_restart
+from edge.config import DeviceConfig, needs_restart, read_head_keys
 from edge.download import Download, all_filters
 from edge.guards import Permission, Reading, permission, unknown_facts
 from edge.personal import Personal, make_update
@@ -42,6 +42,7 @@ from edge.session import (
 )
 from edge.store import DeviceStore, Interacted, Model
 from edge.surroundings import Surroundings
+from edge.trust import Trust
 from trainer.local import LocalResult, local_pass
 from trainer.params import Rows
 from trainer.sampling import NegativeSampler
@@ -91,6 +92,12 @@ class Agent:
         self._session = Session(remembered, rng.random)
         self._erasures = store.erasures()
         self._model: Model | None = store.model()
+        self._trust = Trust(
+            config.fleet,
+            read_head_keys(config),
+            str(store.fact("head_key") or ""),
+            None if self._model is None else self._model.head,
+        )
         self._personal: Personal | None = store.personal()
         self._interacted: Interacted | None = None
         self._positives: Rows = np.empty(0, dtype=np.int64)
@@ -149,6 +156,7 @@ class Agent:
                     self._look_again_at,
                     unknown_facts(self._config.training, self._reading),
                     now,
+                    self._trust.complaint,
                 )
                 each_round()
             self._publish(
@@ -233,7 +241,10 @@ class Agent:
             return  # a retained message that was cleared
         if address.kind == "head":
             self._no_head_at = None
-            self._carry_out(self._session.head_received(decode(message.payload, Head), now))
+            head = decode(message.payload, Head)
+            if self._trust.check(head):
+                self._store.set_facts(head_key=self._trust.met_key)
+            self._carry_out(self._session.head_received(head, now))
         elif address.kind == "receipt" and address.device == self._config.device_id:
             self._carry_out(self._session.receipt_received(decode(message.payload, Receipt), now))
         elif address.kind in ("snapshot", "delta", "catalogue") and self._download is not None:

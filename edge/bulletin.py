@@ -42,6 +42,7 @@ class Bulletin:
         look_again_at: float,
         unknown: tuple[str, ...],
         now: float,
+        complaint: str = "",
     ) -> None:
         """Write down what has changed."""
         look_at = look_again_at if permission.reason else None
@@ -53,6 +54,7 @@ class Bulletin:
             session.check_in_within_s,
             permission.look_again_s if permission.reason else None,
             unknown,
+            complaint,
         )
         moments = (session.check_in_at, look_at)
         is_old = moments != self._moments and now >= self._told_at + _TELL_AGAIN_S
@@ -74,6 +76,7 @@ class Bulletin:
             look_at=moments[1],
             look_within_s=told[5],
             unknown_facts=", ".join(unknown),
+            head_complaint=complaint,
         )
 
     def end(self) -> None:
@@ -89,7 +92,8 @@ def read_bulletin(store: DeviceStore, now: float, *, running: bool) -> dict[str,
     dict
         ``online``, ``activity`` and ``reason``; ``next_check_in_s`` and ``next_look_s``, seconds within which
         the device looks for a newer version, and at what keeps it from training (None: it does not);
-        ``unknown_facts``, what the guards cannot read.
+        ``unknown_facts``, what the guards cannot read; ``head_complaint``, why the newest head is not
+        believed (None: it is).
     """
     if not running:
         return {
@@ -99,6 +103,7 @@ def read_bulletin(store: DeviceStore, now: float, *, running: bool) -> dict[str,
             "next_check_in_s": None,
             "next_look_s": None,
             "unknown_facts": [],
+            "head_complaint": None,
         }
     unknown = str(store.fact("unknown_facts") or "")
     return {
@@ -108,6 +113,7 @@ def read_bulletin(store: DeviceStore, now: float, *, running: bool) -> dict[str,
         "next_check_in_s": _seconds_left(store.fact("check_in_at"), store.fact("check_in_within_s"), now),
         "next_look_s": _seconds_left(store.fact("look_at"), store.fact("look_within_s"), now),
         "unknown_facts": unknown.split(", ") if unknown else [],
+        "head_complaint": store.fact("head_complaint") or None,
     }
 
 

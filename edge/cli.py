@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from broker.unit import Unit
 
 
+_FILE = click.Path(path_type=Path, dir_okay=False, readable=False)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="pfedrec-edge")
 def cli() -> None:
@@ -40,21 +43,41 @@ def cli() -> None:
 
 @cli.command()
 @_DIRECTORY
-@click.option("--device-id", required=True, type=Identifier("the device id"), help="Unique in the fleet.")
-@click.option("--fleet", required=True, type=Identifier("the fleet name"), help="As the aggregator has it.")
-@click.option("--broker", required=True, help="mqtt://[USER[:PASSWORD]@]HOST:PORT")
+@click.option("--device-id", type=Identifier("the device id"), help="Unique in the fleet.")
+@click.option("--fleet", type=Identifier("the fleet name"), help="As the aggregator has it.")
+@click.option("--broker", help="mqtt://[USER[:PASSWORD]@]HOST:PORT, or mqtts://HOST:PORT with TLS")
 @click.option("--scorer", help="auto, tflite or numpy.  [default: auto]")
-def init(directory: Path, **settings: Any) -> None:
-    """Set up a device's directory.
+@click.option(
+    "--bundle",
+    type=click.Path(path_type=Path, file_okay=False, readable=False),
+    help="What `edge-aggregator device add` has made; it holds all that is asked for here.",
+)
+@click.option("--ca", "tls_ca", type=_FILE, help="With mqtts: who signs the broker's certificate.")
+@click.option("--cert", "tls_cert", type=_FILE, help="With mqtts: this device's certificate.")
+@click.option("--key", "tls_key", type=_FILE, help="With mqtts: its secret key.")
+@click.option("--head-key", "head_keys", type=_FILE, help="Public keys of what the aggregator publishes.")
+def init(directory: Path, bundle: Path | None, **settings: Any) -> None:
+    """Set up a device's directory. Certificates and keys are copied into it.
 
     \b
     Example:
       edge-client init --dir me --device-id kitchen-pi --fleet shop --broker mqtt://192.168.1.10:1883
+      edge-client init --dir me --bundle kitchen-pi
     """
-    from edge.config import CONFIG_NAME, DeviceConfig, initialise
+    from edge.config import CONFIG_NAME, FILES, DeviceConfig, initialise, read_bundle
 
-    config = DeviceConfig(**{name: value for name, value in settings.items() if value is not None})
-    initialise(directory, config)
+    given = {name: value for name, value in settings.items() if value is not None}
+    files: dict[str, Path] = {}
+    if bundle is not None:
+        bundled, files = read_bundle(bundle)
+        given = bundled | given
+    files |= {name: given.pop(name) for name in FILES if name in given}
+    missing = [name for name in ("device_id", "fleet", "broker") if name not in given]
+    if missing:
+        options = " and ".join(f"--{name.replace('_', '-')}" for name in missing)
+        raise click.UsageError(f"give {options}, or --bundle")
+    config = DeviceConfig(**given)
+    initialise(directory, config, files)
     say(f"{directory} is set up for device {config.device_id} of fleet {config.fleet}")
     say(f"settings: {directory / CONFIG_NAME}; run it with: edge-client start --dir {directory}")
 

@@ -3,25 +3,29 @@
 import math
 import os
 import secrets
+import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from broker import configfile
 from broker.address import BrokerAddress
 from broker.configfile import option, section
-from broker.errors import AlreadyInitialisedError
+from broker.errors import AlreadyInitialisedError, ConfigError, FileUnreadableError
+from broker.protocol.signatures import keys_from_text
 from broker.protocol.topics import checked_id
 from broker.storage import (
     exclusive,
     hold,
     make_directory,
+    read_file,
     require_database,
     require_initialised,
     write_atomically,
 )
+from broker.tls import TlsFiles
 from edge.guards import Limits
 from edge.homeassistant import checked_prefix
 from edge.itemrule import DEFAULT_RULE, ItemRule
@@ -36,6 +40,10 @@ SOCKET_NAME = "api.sock"
 TOKEN_NAME = "api-token"  # noqa: S105 - the name of its file
 _REBUILD_WAIT_S = 30.0
 """How long a command waits for a database that is being rebuilt, and a rebuild for commands."""
+
+FILES = {"tls_ca": "ca.pem", "tls_cert": "cert.pem", "tls_key": "key.pem", "head_keys": "head_key.pub"}
+"""Settings that name a file, and what it is called in this directory and in a bundle."""
+BUNDLE_NAME = "device.toml"
 
 WHILE_RUNNING = frozenset({"scorer", "training"})
 """What a running ``start`` takes from a changed file; the rest is who the device is, and its fleet."""
@@ -54,7 +62,17 @@ class DeviceConfig:
 
     device_id: str = option("", "This device's id: unique in the fleet, and its MQTT client id.")
     fleet: str = option("", "The fleet's name, as the aggregator has it.")
-    broker: str = option("", "The MQTT broker: mqtt://[USER[:PASSWORD]@]HOST:PORT.")
+    broker: str = option(
+        "", "The MQTT broker: mqtt://[USER[:PASSWORD]@]HOST:PORT, or mqtts://HOST:PORT with TLS."
+    )
+    tls_ca: str = option(
+        "", "With mqtts: who signs the broker's certificate (PEM); empty: the system's list."
+    )
+    tls_cert: str = option("", "With mqtts: this device's certificate (PEM).")
+    tls_key: str = option("", "With mqtts: its secret key (PEM); a file for its owner alone.")
+    head_keys: str = option(
+        "", "Public keys, one of which must have signed what the aggregator publishes; empty: not asked for."
+    )
     scorer: str = option("auto", "auto (TFLite where it is installed), tflite, or numpy.")
     keep_interactions: int = option(
         20_000, "Interactions to keep at most; repeats of an item go first, then the oldest. 0: all."
@@ -107,8 +125,14 @@ class DeviceConfig:
 
     @property
     def address(self) -> BrokerAddress:
-        """Where the broker is."""
-        return BrokerAddress.parse(self.broker)
+        """Where the broker is, and what to speak TLS with."""
+        address = BrokerAddress.parse(self.broker)
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise ParameterError("tls_cert and tls_key go together; one of them is empty")
+        if not (self.tls_ca or self.tls_cert):
+            return address
+        ca, cert, key = (Path(each) if each else None for each in (self.tls_ca, self.tls_cert, self.tls_key))
+        return address.with_tls(TlsFiles(ca=ca, cert=cert, key=key))
 
     @property
     def retention(self) -> Retention:
@@ -149,11 +173,37 @@ def _place(address: BrokerAddress) -> tuple[str, int]:
     return "localhost" if local else host, address.port
 
 
-def initialise(path: Path, config: DeviceConfig) -> None:
-    """Make a device's directory; the configuration is written last and marks it as made.
+def read_bundle(path: Path) -> tuple[dict[str, str], dict[str, Path]]:
+    """Read what an operator has made for this device; give settings, and files by their setting.
 
     Raises
     ------
+    FileUnreadableError
+        When a file of it is missing.
+    ConfigError
+        When it is no bundle.
+    """
+    source = path / BUNDLE_NAME
+    try:
+        content = tomllib.loads(read_file(source).decode())
+        settings = {name: str(content[name]) for name in ("device_id", "fleet", "broker")}
+    except (ValueError, KeyError) as error:
+        raise ConfigError(f"{source} is not what edge-aggregator device add has made") from error
+    return settings, {name: path / file for name, file in FILES.items()}
+
+
+def initialise(path: Path, config: DeviceConfig, files: Mapping[str, Path] | None = None) -> None:
+    """Make a device's directory; the configuration is written last and marks it as made.
+
+    Parameters
+    ----------
+    files : mapping of str to Path, optional
+        What to copy into it, by the setting that names it: certificates and keys. They are tried first.
+
+    Raises
+    ------
+    FileUnreadableError, ConfigError
+        When one of the files cannot be read, or is not what it should be.
     AlreadyInitialisedError
         When it was made before; nothing is changed.
     DiskFullError, NotWritableError
@@ -163,6 +213,10 @@ def initialise(path: Path, config: DeviceConfig) -> None:
             f"{path} was set up before; use it with: edge-client start --dir {path}, "
             "or choose another directory"
         )
+    if files:
+        given = replace(config, **_settings({name: str(file) for name, file in files.items()}))
+        _ = (given.address.context(), read_head_keys(given))
+        contents = {name: read_file(file) for name, file in files.items()}
     make_directory(path)
     with exclusive(path):
         for left_over in path.glob(f"{DATABASE_NAME}*"):
@@ -172,6 +226,10 @@ def initialise(path: Path, config: DeviceConfig) -> None:
             store.set_facts(incarnation=secrets.randbits(53), connection=0)
         finally:
             store.close()
+        for name in files or ():
+            mode = 0o600 if name == "tls_key" else 0o644
+            write_atomically(path / FILES[name], contents[name], mode=mode)
+        config = replace(config, **_settings({name: FILES[name] for name in files or ()}))
         # It may hold the broker's password.
         write_atomically(path / CONFIG_NAME, configfile.to_toml(config).encode(), mode=0o600)
 
@@ -184,7 +242,30 @@ def load_config(path: Path, environment: Mapping[str, str], **flags: object) -> 
     NotInitialisedError, ConfigError, FileUnreadableError
     """
     _require(path, CONFIG_NAME)
-    return configfile.load(DeviceConfig, path / CONFIG_NAME, environment, **flags)
+    config = configfile.load(DeviceConfig, path / CONFIG_NAME, environment, **flags)
+    named = {name: getattr(config, name) for name in FILES if getattr(config, name)}
+    return replace(config, **_settings({name: str(path / file) for name, file in named.items()}))
+
+
+def _settings(files: dict[str, str]) -> dict[str, Any]:
+    return dict(files)
+
+
+def read_head_keys(config: DeviceConfig) -> tuple[bytes, ...]:
+    """Read the keys that heads must be signed with; none if none are asked for.
+
+    Raises
+    ------
+    ConfigError
+        When there is no such file, or it holds something else.
+    """
+    if not config.head_keys:
+        return ()
+    try:
+        text = read_file(Path(config.head_keys)).decode("utf-8", "replace")
+        return keys_from_text(text, config.head_keys)
+    except (FileUnreadableError, ParameterError) as error:
+        raise ConfigError(str(error)) from error
 
 
 def open_store(path: Path) -> DeviceStore:

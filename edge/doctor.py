@@ -21,9 +21,10 @@ from broker.errors import ConfigError, CorruptError, FileUnreadableError, Missin
 from broker.findings import Finding, ok, problem, unchecked
 from broker.probe import Answer, probe
 from broker.storage import is_in_use, named_failures, require_database
+from broker.tls import certificate_facts
 from edge import findings
 from edge.bulletin import read_bulletin
-from edge.config import CONFIG_NAME, DATABASE_NAME, DeviceConfig, load_config, open_store
+from edge.config import CONFIG_NAME, DATABASE_NAME, DeviceConfig, load_config, open_store, read_head_keys
 from edge.guards import Limits
 from edge.personal import Personal
 from edge.scorer import make_scorer
@@ -64,7 +65,7 @@ def examine(
             Limits() if config is None else config.training,
         ),
         _broker(directory, config),
-        findings.certificates(),
+        _certificates(directory, config, now),
         _scorer(config, model),
     ]
 
@@ -173,6 +174,28 @@ def _is_online(directory: Path) -> bool:
             return bool(read_bulletin(store, time.monotonic(), running=True)["online"])
     except PFedRecError:
         return False
+
+
+def _certificates(directory: Path, config: DeviceConfig | None, now: float) -> Finding:
+    if config is None:
+        return unchecked("certificates", "which there are is in the settings, which cannot be read")
+    tls = config.address.tls
+    try:
+        config.address.context()
+        dates = []
+        for path in (tls.cert, tls.ca):
+            if path is not None:
+                facts = certificate_facts(path)
+                dates.append((path.name, facts.not_before.timestamp(), facts.not_after.timestamp()))
+        n_keys = len(read_head_keys(config))
+    except ConfigError as error:
+        return problem("certificates", str(error), "init again with a new bundle, or put the file back")
+    try:
+        with closing(open_store(directory)) as store:
+            complaint = store.fact("head_complaint") or None
+    except PFedRecError:
+        complaint = None
+    return findings.certificates(now, dates, n_keys, complaint)
 
 
 def _scorer(config: DeviceConfig | None, model: Model | None) -> Finding:

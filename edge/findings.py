@@ -5,6 +5,7 @@ Nothing here reads anything; `edge.doctor` does. A fact that is None is unknown,
 
 import math
 import re
+from datetime import UTC, datetime
 
 from broker.findings import Finding, note, ok, problem, unchecked
 from broker.probe import Answer
@@ -23,6 +24,7 @@ _GOOD_FREE_DISK_MB = 200.0
 _COPIES = 4
 """Of the table that a download and a pass hold at once."""
 _SLOW_MS = 500.0
+_RENEW_S = 30 * 86400.0
 
 
 def versions(installed: dict[str, str | None]) -> Finding:
@@ -88,14 +90,50 @@ def broker(answer: Answer) -> Finding:
         "unreachable": "check cable, WLAN, firewall, and the address in config.toml (broker)",
         "unnamed": "check the name in config.toml (broker), and the name server",
         "silent": "check the port in config.toml (broker), or restart the broker, which may hang",
-        "foreign": "correct the port in config.toml (broker); TLS ports are not spoken to",
+        "foreign": "correct the port in config.toml (broker); a port with TLS wants mqtts://",
+        "distrusted": "see the certificates below; revoked or of another fleet: ask for a new bundle",
     }.get(answer.outcome)
     return ok("broker", answer.reason) if remedy is None else problem("broker", answer.reason, remedy)
 
 
-def certificates() -> Finding:
-    """Judge the dates of certificates. Here they will be, once connections can be made with TLS."""
-    return unchecked("certificates", "this version connects without TLS")
+def certificates(
+    now: float, dates: list[tuple[str, float, float]], n_keys: int, complaint: str | None
+) -> Finding:
+    """Judge the dates of certificates, and whether what the aggregator publishes is believed.
+
+    Parameters
+    ----------
+    dates : list of (str, float, float)
+        Files, and from when to when each is valid, in seconds since the epoch; none: no TLS.
+    n_keys : int
+        Keys that heads may be signed with; 0: no signature is asked for.
+    complaint : str or None
+        Why the newest head is not believed.
+    """
+    check = "certificates"
+    renew = "ask the operator for a new bundle (edge-aggregator device add)"
+    for name, begins, ends in dates:
+        if now < begins:
+            return problem(
+                check, f"{name} is valid from {_day(begins)} on only", "set the clock, or " + renew
+            )
+        if now >= ends:
+            return problem(check, f"{name} has expired on {_day(ends)}", renew)
+    if complaint is not None:
+        remedy = "tell the operator: somebody else publishes, or the keys on this device are old ones"
+        return problem(check, complaint, remedy)
+    heads = f"heads are signed by one of {n_keys} known keys" if n_keys else "heads may be unsigned"
+    if not dates:
+        return unchecked(check, f"no certificate of this device's own; {heads}")
+    name, _, ends = min(dates, key=lambda each: each[2])
+    found = f"{name} is valid until {_day(ends)}; {heads}"
+    if ends - now < _RENEW_S:
+        return note(check, found, renew)
+    return ok(check, found)
+
+
+def _day(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d")
 
 
 def scorer(name: str, milliseconds: float, n_items: int) -> Finding:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from broker.address import BrokerAddress
+from broker.address import DEFAULT_TLS_PORT, BrokerAddress
 from broker.aggregator.config import OWN_BROKERS, AggregatorConfig
+from broker.aggregator.devicecommand import DEVICE_DAYS, device, keys
 from broker.aggregator.itemscommand import items
 from broker.commandline import Duration, Identifier, echo_facts, echo_json, run, say
 from broker.embedded import choose_broker, own_broker
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from broker.aggregator.metrics import Metrics
     from broker.aggregator.service import AggregatorService
     from broker.aggregator.store.interface import RoundRecord
+    from broker.authority.authority import Authority
     from broker.unit import Unit
 
 _DIRECTORY = click.option(
@@ -81,16 +83,29 @@ def cli() -> None:
 @click.option("--population", type=int, help="Devices in the fleet.  [default: those seen]")
 @click.option("--encoding", help="Of updates: float32, int8 or int4.  [default: int8]")
 @click.option("--item-lr", type=float, help="Learning rate of item rows.  [default: the preset's]")
-@click.option("--port", type=int, help="Of our own broker.  [default: 1883]")
+@click.option("--port", type=int, help="Of our own broker.  [default: 1883, with --secure 8883]")
 @click.option("--seed", type=click.IntRange(0), help="Of the first table.  [default: drawn]")
+@click.option("--secure", is_flag=True, help="TLS with certificates, signed heads (docs/security.md).")
+@click.option("--host", "hosts", multiple=True, help="With --secure: the broker's name; may be repeated.")
+@click.option(
+    "--device",
+    "devices",
+    multiple=True,
+    type=Identifier("the device id"),
+    help="With --secure: a device to make a bundle for; may be repeated.",
+)
+@click.option("--listen", help="Address that our own broker listens on.  [default: 127.0.0.1]")
 def init(
     directory: Path,
     items: Path,
     preset: str,
     dim: int | None,
     seed: int | None,
+    hosts: tuple[str, ...],
+    devices: tuple[str, ...],
     *,
     robust: bool,
+    secure: bool,
     **settings: Any,
 ) -> None:
     """Set up a directory: configuration, catalogue, and version 0 of the table.
@@ -104,13 +119,25 @@ def init(
     from broker.aggregator.directory import CONFIG_NAME, initialise
     from broker.presets import load_preset
 
+    if (hosts or devices) and not secure:
+        raise click.UsageError("--host and --device go with --secure")
     settings |= ROBUST if robust else {}
+    if secure:
+        settings |= {"secure": True, "port": settings["port"] or DEFAULT_TLS_PORT}
     training = load_preset(preset, "pfedrec", {} if dim is None else {"dim": dim})
     config = AggregatorConfig.from_preset(training, training.taste(timed=True), **settings)
+    if secure and not (directory / CONFIG_NAME).exists():
+        from broker.aggregator.security import make_authority
+
+        make_authority(directory, config.fleet, hosts, datetime.now(UTC))
     n_items = initialise(
         directory, config, items, dim=training.dim, scale=training.scale, seed=seed, created_at=time.time()
     )
     say(f"{directory} is set up for fleet {config.fleet}: {n_items} items, {training.dim} dimensions")
+    for name in devices:
+        from broker.aggregator.security import add_device
+
+        say(f"device {name}: {add_device(directory, config, name, datetime.now(UTC), days=DEVICE_DAYS)}")
     say(f"settings: {directory / CONFIG_NAME}; run it with: edge-aggregator start --dir {directory}")
 
 
@@ -153,27 +180,65 @@ def start(directory: Path, broker: str | None, port: int | None, log_format: str
     with exclusive(directory):
         store = open_store(directory)
         try:
-            with _broker(config, directory / BROKER_NAME) as (address, require_running):
+            authority = _authority(config, directory)
+            with _broker(config, directory / BROKER_NAME, authority) as (address, require_running, each_turn):
                 watch = None if config.metrics_port == 0 else _metrics(config, directory)
-                aggregator = AggregatorService(config, store, address, say, watch)
+                sign = None if authority is None else authority.head_signer().sign
+                aggregator = AggregatorService(config, store, address, say, watch, sign)
+
+                def turn() -> None:
+                    each_turn()
+                    service.each_round(aggregator)
+
                 with _listener(config, directory, aggregator, watch):
-                    aggregator.run(service.stop, require_running, lambda: service.each_round(aggregator))
+                    aggregator.run(service.stop, require_running, turn)
         finally:
             service.end()
             store.close()
     say("stopped")
 
 
+def _authority(config: AggregatorConfig, directory: Path) -> "Authority | None":
+    if not config.secure:
+        return None
+    from broker.aggregator.security import AUTHORITY_NAME
+    from broker.authority.authority import Authority
+
+    return Authority(directory / AUTHORITY_NAME)
+
+
 @contextmanager
-def _broker(config: AggregatorConfig, directory: Path) -> Iterator[tuple[BrokerAddress, Callable[[], None]]]:
+def _broker(
+    config: AggregatorConfig, directory: Path, authority: "Authority | None"
+) -> Iterator[tuple[BrokerAddress, Callable[[], None], Callable[[], None]]]:
+    """Give the broker's address, what notices its end, and what to do with each turn of the loop."""
     wanted = next((name for name in OWN_BROKERS if name == config.broker), None)
     if wanted is None:
-        yield BrokerAddress.parse(config.broker), lambda: None
+        address = BrokerAddress.parse(config.broker)
+        if authority is not None:
+            address = address.with_tls(authority.aggregator_files)
+        yield address, lambda: None, lambda: None
         return
-    kind = choose_broker(wanted)
-    with own_broker(kind, config.listen, config.port, directory) as broker:
-        say(f"{kind} listens on {config.listen}:{config.port}; devices use --broker {broker.address}")
-        yield broker.address, broker.require_running
+    if authority is None:
+        kind = choose_broker(wanted)
+        with own_broker(kind, config.listen, config.port, directory) as broker:
+            say(f"{kind} listens on {config.listen}:{config.port}; devices use --broker {broker.address}")
+            yield broker.address, broker.require_running, lambda: None
+        return
+    from broker.aggregator.security import Revocations, secure_listener
+
+    choose_broker("mosquitto")
+    revocations = Revocations(authority)
+    secure = secure_listener(authority)
+    with own_broker("mosquitto", config.listen, config.port, directory, secure) as broker:
+        say(f"mosquitto listens on {config.listen}:{config.port} with TLS, for who has a certificate")
+
+        def follow() -> None:
+            if revocations.changed():
+                broker.reload()
+                say("the list of revoked certificates was read again")
+
+        yield broker.address.with_tls(authority.aggregator_files), broker.require_running, follow
 
 
 def _metrics(config: AggregatorConfig, directory: Path) -> "Metrics":
@@ -291,6 +356,8 @@ def _unit_of(directory: Path, user: str | None) -> "Unit":
 
 
 cli.add_command(items)
+cli.add_command(device)
+cli.add_command(keys)
 cli.add_command(
     install_service(
         "edge-aggregator",

@@ -32,12 +32,16 @@ class AggregatorConfig:
     fleet: str = option("", "The fleet's name: part of every MQTT topic.")
     broker: str = option(
         "auto",
-        "auto (mosquitto if installed, else the embedded amqtt), mosquitto, embedded, or mqtt://HOST:PORT.",
+        "auto (mosquitto if installed, else the embedded amqtt), mosquitto, embedded, or mqtt[s]://HOST:PORT.",
     )
     listen: str = option(
         "127.0.0.1", "Address that our own broker listens on; 0.0.0.0 lets devices in from other machines."
     )
     port: int = option(1883, "TCP port of our own broker.")
+    secure: bool = option(
+        default=False,
+        help_text="TLS with certificates of DIR/authority, and signed heads; see docs/security.md.",
+    )
     metrics_listen: str = option(
         "127.0.0.1",
         "Address that /metrics, /healthz and /readyz are served at; it asks nobody who they are.",
@@ -106,7 +110,9 @@ class AggregatorConfig:
     def __post_init__(self) -> None:
         checked_id(self.fleet, "the fleet name")
         if self.broker not in OWN_BROKERS:
-            _ = BrokerAddress.parse(self.broker)
+            address = BrokerAddress.parse(self.broker)
+            if self.secure and not address.secure:
+                raise ParameterError(f"secure asks for TLS, and {address} is without; write mqtts://")
         if not 1 <= self.port <= 65535:
             raise ParameterError(f"port is {self.port}; it must lie between 1 and 65535")
         if not 0 <= self.metrics_port <= 65535:

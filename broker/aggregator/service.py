@@ -60,6 +60,8 @@ class AggregatorService:
         Told one sentence when the broker goes and one when it is back.
     watch : Watch
         Told what was done, for figures.
+    sign : callable
+        Signs heads; None: they go unsigned.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class AggregatorService:
         address: BrokerAddress,
         say: Callable[[str], None],
         watch: Watch | None = None,
+        sign: Callable[[Head], Head] | None = None,
     ) -> None:
         self._config = config
         self._watch = watch or Watch()
@@ -77,6 +80,7 @@ class AggregatorService:
         self._turned_at = time.monotonic()
         self._foreign_heads: set[int] = set()
         self._store = store
+        self._sign = sign
         self._say = say
         self._make_plan = config.plan
         self._core = AggregatorCore(
@@ -423,7 +427,7 @@ class AggregatorService:
         for version, chunk in self._publication.step_chunks(self._steps_published):
             self._send(self._topics.delta(version, chunk.index), encode(chunk), "delta")
         self._steps_published = head.version
-        self._send(self._topics.head, encode(head), "head")
+        self._send(self._topics.head, encode(head if self._sign is None else self._sign(head)), "head")
         self._head_published = True
 
     def _publish_catalogue(self) -> None:
@@ -438,7 +442,7 @@ class AggregatorService:
         if self._broker_gone:
             self._say("the broker is back")
         self._broker_gone = False
-        self._session = self._store.next_session()
+        self._session = self._number_of_session()
         self._steps_published = 0
         self._watch.connected()
         self._connection.subscribe(
@@ -453,6 +457,14 @@ class AggregatorService:
             self._core.version,
             extra={"event": "connected", "session": self._session, "version": self._core.version},
         )
+
+    def _number_of_session(self) -> int:
+        number = self._store.next_session()
+        if self._sign is None:
+            return number
+        # Devices take no signed head of an earlier session than they have met; after a restore of a backup
+        # the count alone would begin where others have been.
+        return max(number, self._session + 1, time.time_ns() // 1_000_000)
 
     def _lost(self, reason: str) -> None:
         if not self._broker_gone:

@@ -1,0 +1,154 @@
+"""``edge-aggregator device`` and ``keys``: who may take part, and what heads are signed with."""
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from broker.commandline import Identifier, echo_json, say
+
+if TYPE_CHECKING:
+    from broker.authority.authority import Authority
+
+DEVICE_DAYS = 1825
+_DIRECTORY = click.option(
+    "--dir",
+    "directory",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False, readable=False),
+    help="The aggregator's directory.",
+)
+_ID = click.argument("device", metavar="ID", type=Identifier("the device id"))
+
+
+@click.group()
+def device() -> None:
+    """Let devices in, and keep them out. All of it takes effect while the aggregator runs.
+
+    \b
+    Example:
+      edge-aggregator device add --dir shop kitchen-pi
+      edge-aggregator device revoke --dir shop kitchen-pi
+    """
+
+
+@device.command()
+@_DIRECTORY
+@_ID
+@click.option(
+    "--days", default=DEVICE_DAYS, show_default=True, type=click.IntRange(0, 7300), help="Validity."
+)
+@click.option("--host", help="The broker's name as the device reaches it.  [default: the first of init]")
+def add(directory: Path, device: str, days: int, host: str | None) -> None:
+    """Make a bundle for a device: certificate, key, and whom to believe. Again: to renew it.
+
+    Bring the directory to the device by a way that you trust, and delete it here: it holds a secret key.
+
+    \b
+    Example:
+      edge-aggregator device add --dir shop kitchen-pi
+      edge-client init --dir me --bundle kitchen-pi
+    """
+    from broker.aggregator.directory import load_config
+    from broker.aggregator.security import add_device
+
+    config = load_config(directory, os.environ)
+    bundle = add_device(directory, config, device, datetime.now(UTC), days, host)
+    say(f"{bundle} is made; on the device: edge-client init --dir DIR --bundle {bundle.name}")
+
+
+@device.command()
+@_DIRECTORY
+@_ID
+def revoke(directory: Path, device: str) -> None:
+    """Revoke all certificates of a device: it gets no new connection.
+
+    A connection that is open lasts until it breaks; `device block` ends what it sends from counting.
+
+    \b
+    Example:
+      edge-aggregator device revoke --dir shop kitchen-pi
+    """
+    count = _authority(directory).revoke(device, datetime.now(UTC))
+    say(f"{count} certificate{'s' * (count != 1)} of {device} revoked")
+    say("a broker of our own that runs takes note within a second; give others authority/crl.pem")
+
+
+@device.command("list")
+@_DIRECTORY
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_devices(directory: Path, *, as_json: bool) -> None:
+    """List the certificates that were issued.
+
+    \b
+    Example:
+      edge-aggregator device list --dir shop --json
+    """
+    from dataclasses import asdict
+
+    entries = _authority(directory).entries
+    now = datetime.now(UTC)
+    rows: list[dict[str, Any]] = []
+    for entry in entries:
+        state = "valid" if datetime.fromisoformat(entry.not_after) > now else "expired"
+        rows.append(asdict(entry) | {"state": "revoked" if entry.revoked_at else state})
+    if as_json:
+        echo_json(rows)
+        return
+    click.echo(f"{'kind':<10}  {'name':<24}  {'state':<7}  {'until (UTC)':<25}  serial")
+    for row in rows:
+        click.echo(
+            f"{row['kind']:<10}  {row['name']:<24}  {row['state']:<7}  {row['not_after']:<25}  "
+            f"{row['serial']}"
+        )
+
+
+@click.group()
+def keys() -> None:
+    """Renew the broker's certificate, and change the key that heads are signed with.
+
+    \b
+    Example:
+      edge-aggregator keys rotate --dir shop
+    """
+
+
+@keys.command()
+@_DIRECTORY
+def renew(directory: Path) -> None:
+    """Issue the broker's and the aggregator's certificates anew; used from the next start on.
+
+    \b
+    Example:
+      edge-aggregator keys renew --dir shop
+    """
+    _authority(directory).renew(datetime.now(UTC))
+    say("the broker's and the aggregator's certificates are new; start again to use them")
+
+
+@keys.command()
+@_DIRECTORY
+def rotate(directory: Path) -> None:
+    """Sign heads with the next key, which devices have known all along; used from the next start on.
+
+    A device that has met a head of the new key believes no earlier one. It learns the key after that from
+    authority/head_key.pub, which should reach it before the next change.
+
+    \b
+    Example:
+      edge-aggregator keys rotate --dir shop
+    """
+    _authority(directory).rotate_head_key()
+    say("heads are signed with the next key from the next start on")
+    say(f"give devices {directory / 'authority' / 'head_key.pub'} before you rotate again")
+
+
+def _authority(directory: Path) -> "Authority":
+    from broker.aggregator.directory import load_config
+    from broker.aggregator.security import AUTHORITY_NAME
+    from broker.authority.authority import Authority
+
+    load_config(directory, os.environ)
+    return Authority(directory / AUTHORITY_NAME)

@@ -1,0 +1,106 @@
+"""What ``init --secure`` adds to an aggregator's directory, and how ``start`` uses it.
+
+``DIR/authority`` is the fleet's authority (`broker.authority`), ``DIR/devices/ID`` a device's bundle. Our own
+broker, mosquitto, then takes nobody without a certificate of it; a client's id is its certificate's name,
+whatever it says itself; and its access rules keep a device to its own topics.
+"""
+
+import socket
+from datetime import datetime
+from pathlib import Path
+
+from broker.aggregator.config import AggregatorConfig
+from broker.authority.authority import CRL, REGISTER, Authority
+from broker.authority.bundle import write_bundle
+from broker.embedded import SecureListener
+from broker.protocol.topics import ROOT, FleetTopics
+
+AUTHORITY_NAME = "authority"
+DEVICES_NAME = "devices"
+
+
+def make_authority(directory: Path, fleet: str, hosts: tuple[str, ...], now: datetime) -> Authority:
+    """Make an authority for a directory that is being set up; one of an ``init`` that was cut off is used.
+
+    Raises
+    ------
+    InputError, NotWritableError, DiskFullError, CorruptError
+    """
+    path = directory / AUTHORITY_NAME
+    if (path / REGISTER).exists():
+        return Authority(path)
+    names = [*hosts, "localhost", "127.0.0.1", socket.gethostname()]
+    return Authority.make(path, fleet, names, now)
+
+
+def add_device(
+    directory: Path, config: AggregatorConfig, device: str, now: datetime, days: int, host: str | None = None
+) -> Path:
+    """Issue a certificate to a device and write its bundle; give where that is.
+
+    Raises
+    ------
+    ParameterError
+        When the id is not allowed.
+    NotInitialisedError
+        When the directory has no authority.
+    NotWritableError, DiskFullError, CorruptError
+    """
+    authority = Authority(directory / AUTHORITY_NAME)
+    bundle = directory / DEVICES_NAME / device
+    issued = authority.issue_device(device, now, days)
+    broker = config.broker if "://" in config.broker else f"mqtts://{host or authority.host}:{config.port}"
+    write_bundle(bundle, authority, device, broker, issued)
+    bundle.parent.chmod(0o700)
+    return bundle
+
+
+def secure_listener(authority: Authority) -> SecureListener:
+    """Give what our own broker needs to take nobody but the fleet's."""
+    return SecureListener(
+        ca=authority.path / "ca.pem",
+        certificate=authority.path / "server.pem",
+        key=authority.path / "server.key",
+        revoked=authority.path / CRL,
+        access=access_rules(authority),
+    )
+
+
+def access_rules(authority: Authority) -> str:
+    """Give mosquitto's access rules; ``%u`` is the name in a client's certificate."""
+    fleet = FleetTopics(authority.fleet)
+    names = sorted({entry.name for entry in authority.entries if entry.kind == "aggregator"})
+    lines: list[str] = []
+    for name in names:
+        lines += [f"user aggregator:{name}", f"topic readwrite {ROOT}/{authority.fleet}/#", ""]
+    own = f"{ROOT}/{authority.fleet}/device/%u"
+    lines += [f"pattern write {own}/{kind}" for kind in ("status", "update", "quality")]
+    lines.append(f"pattern read {own}/receipt")
+    for everyone in (
+        fleet.head,
+        fleet.catalogue_filter,
+        f"{ROOT}/{authority.fleet}/snapshot/+/+",
+        f"{ROOT}/{authority.fleet}/delta/+/+",
+    ):
+        lines.append(f"pattern read {everyone}")
+    return "\n".join([*lines, ""])
+
+
+class Revocations:
+    """Notices that the list of revoked certificates is another than before."""
+
+    def __init__(self, authority: Authority) -> None:
+        self._path = authority.path / CRL
+        self._seen = self._look()
+
+    def changed(self) -> bool:
+        """Tell whether it has changed since the last call; true once."""
+        before, self._seen = self._seen, self._look()
+        return before != self._seen
+
+    def _look(self) -> tuple[int, int]:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return 0, 0
+        return found.st_mtime_ns, found.st_ino

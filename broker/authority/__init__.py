@@ -1,0 +1,1 @@
+"""A fleet's own certificate authority: made, kept and used where the aggregator or the factory is."""

@@ -1,0 +1,289 @@
+"""A fleet's authority in a directory: who has a certificate, who has lost it, and the keys of heads.
+
+::
+
+    DIR/ca.pem  ca.key  crl.pem       the authority; its revocation list, which brokers read
+        server.pem  server.key        the broker's
+        aggregator.pem  .key          the aggregator's, as a client
+        head.key  next-head.key       what heads are signed with, now and next
+        head_key.pub                  the public halves: what devices pin
+        register.json                 every certificate that was issued
+
+Secret files have mode 0600 from the moment they are made, the directory 0700. The register is written before
+a certificate leaves this module, so that one that exists can always be revoked. Everything is done under the
+directory's lock: the commands of two operators come one after the other.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from pathlib import Path
+
+from broker.authority.certificates import Issued, Signer, load_head_key, make_ca, make_head_key
+from broker.errors import AlreadyInitialisedError, CorruptError, InputError
+from broker.protocol.messages import Head
+from broker.protocol.signatures import MAX_KEYS, keys_from_text, keys_to_text, signed_bytes
+from broker.protocol.topics import checked_id
+from broker.storage import hold, make_directory, read_file, require_initialised, write_atomically
+from broker.tls import TlsFiles
+
+REGISTER = "register.json"
+CRL = "crl.pem"
+SERVER_DAYS = DEVICE_DAYS = 1825
+_LOCK_WAIT_S = 30.0
+_SECRET = 0o600
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """A certificate that was issued.
+
+    Attributes
+    ----------
+    kind : str
+        ``device``, ``aggregator`` or ``server``.
+    name : str
+        The device's id, or the name within its kind.
+    serial : str
+        In hexadecimal digits.
+    not_after, revoked_at : str
+        ISO 8601, UTC; not revoked: None.
+    """
+
+    kind: str
+    name: str
+    serial: str
+    not_after: str
+    revoked_at: str | None = None
+
+
+class Authority:
+    """An authority that was made.
+
+    Raises
+    ------
+    NotInitialisedError, CorruptError
+        When it was not, or one of its files is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        require_initialised(path, REGISTER, "edge-aggregator init --secure")
+        self.path = path
+        try:
+            content = json.loads(read_file(path / REGISTER))
+            self.fleet: str = content["fleet"]
+            self._hosts: list[str] = content["hosts"]
+            self._entries = [Entry(**entry) for entry in content["issued"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorruptError(f"{path / REGISTER} cannot be read; restore it from a backup") from error
+
+    @classmethod
+    def make(cls, path: Path, fleet: str, hosts: list[str], now: datetime) -> "Authority":
+        """Make an authority with its broker's and aggregator's certificates and two keys for heads.
+
+        Parameters
+        ----------
+        hosts : list of str
+            Host names and addresses under which devices reach the broker.
+
+        Raises
+        ------
+        AlreadyInitialisedError
+            When one is there.
+        InputError
+            When a host name cannot stand in a certificate.
+        NotWritableError, DiskFullError
+        """
+        if (path / REGISTER).exists():
+            raise AlreadyInitialisedError(f"{path} holds an authority already; it is left as it is")
+        make_directory(path)
+        path.chmod(0o700)
+        ca = make_ca(fleet, now)
+        _write(path / "ca.key", ca.key)
+        _write(path / "ca.pem", ca.certificate)
+        publics = []
+        for name in ("head.key", "next-head.key"):
+            secret, public = make_head_key()
+            _write(path / name, secret)
+            publics.append(public)
+        write_atomically(path / "head_key.pub", keys_to_text(tuple(publics)).encode())
+        _save(path, fleet, hosts, [])
+        made = cls(path)
+        with made._changing():
+            made._renew(now)
+            made._write_revocations(now)
+        return made
+
+    @property
+    def aggregator_files(self) -> TlsFiles:
+        """What the aggregator connects with."""
+        return TlsFiles(
+            ca=self.path / "ca.pem", cert=self.path / "aggregator.pem", key=self.path / "aggregator.key"
+        )
+
+    @property
+    def host(self) -> str:
+        """The first name of the broker: what devices are told to connect to."""
+        return self._hosts[0]
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """Every certificate that was issued, in order."""
+        return tuple(self._entries)
+
+    def head_keys(self) -> tuple[bytes, ...]:
+        """Give the public keys of heads, oldest first.
+
+        Raises
+        ------
+        CorruptError
+        """
+        source = self.path / "head_key.pub"
+        return keys_from_text(read_file(source).decode("utf-8", "replace"), str(source))
+
+    def head_signer(self) -> "HeadSigner":
+        """Give what signs heads.
+
+        Raises
+        ------
+        CorruptError
+            When the key's file is damaged.
+        """
+        try:
+            return HeadSigner(read_file(self.path / "head.key"), self.fleet)
+        except ValueError as error:
+            raise CorruptError(f"{self.path / 'head.key'} is no Ed25519 key") from error
+
+    def issue_device(self, device: str, now: datetime, days: int = DEVICE_DAYS) -> Issued:
+        """Issue a device's certificate; those it has are not revoked.
+
+        Raises
+        ------
+        ParameterError
+            When the id is not allowed.
+        """
+        checked_id(device, "the device id")
+        with self._changing():
+            return self._issue("device", device, now, days)
+
+    def issue_aggregator(self, name: str, now: datetime, days: int = SERVER_DAYS) -> Issued:
+        """Issue a certificate for one more aggregator process, whose client id is ``aggregator:NAME``."""
+        checked_id(name, "the name")
+        with self._changing():
+            return self._issue("aggregator", name, now, days)
+
+    def renew(self, now: datetime) -> None:
+        """Issue the broker's and the aggregator's certificates anew, in place."""
+        with self._changing():
+            self._renew(now)
+
+    def revoke(self, device: str, now: datetime) -> int:
+        """Revoke all certificates of a device; give how many, and write the list that brokers read.
+
+        Raises
+        ------
+        InputError
+            When it never had one.
+        """
+        with self._changing():
+            if not any(entry.kind == "device" and entry.name == device for entry in self._entries):
+                raise InputError(f"no certificate was ever issued to a device {device}")
+            count = 0
+            for place, entry in enumerate(self._entries):
+                if entry.kind == "device" and entry.name == device and entry.revoked_at is None:
+                    self._entries[place] = replace(entry, revoked_at=_moment(now))
+                    count += 1
+            self._save()
+            self._write_revocations(now)
+            return count
+
+    def rotate_head_key(self) -> bytes:
+        """Sign with the next key from now on, and make one more; give that one's public half."""
+        with self._changing():
+            keys = self.head_keys()
+            secret, public = make_head_key()
+            # In this order a crash leaves a key that signs and that devices know.
+            write_atomically(self.path / "head_key.pub", keys_to_text((*keys, public)[-MAX_KEYS:]).encode())
+            _write(self.path / "head.key", read_file(self.path / "next-head.key"))
+            _write(self.path / "next-head.key", secret)
+            return public
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        held = hold(self.path, wait_s=_LOCK_WAIT_S)
+        try:
+            self._entries = list(Authority(self.path).entries)
+            yield
+        finally:
+            os.close(held)
+
+    def _signer(self) -> Signer:
+        try:
+            return Signer(read_file(self.path / "ca.pem"), read_file(self.path / "ca.key"))
+        except ValueError as error:
+            raise CorruptError(f"{self.path / 'ca.key'} or ca.pem is damaged") from error
+
+    def _issue(self, kind: str, name: str, now: datetime, days: int) -> Issued:
+        signer = self._signer()
+        try:
+            if kind == "server":
+                issued = signer.server(self._hosts, now, days)
+            else:
+                issued = signer.client(name if kind == "device" else f"aggregator:{name}", now, days)
+        except (ValueError, OverflowError) as error:
+            raise InputError(f"no certificate can be made for {name}: {error}") from error
+        entry = Entry(kind=kind, name=name, serial=f"{issued.serial:x}", not_after=_moment(issued.not_after))
+        self._entries.append(entry)
+        self._save()
+        return issued
+
+    def _renew(self, now: datetime) -> None:
+        for kind, name in (("server", "server"), ("aggregator", "aggregator")):
+            issued = self._issue(kind, "main", now, SERVER_DAYS)
+            _write(self.path / f"{name}.key", issued.key)
+            _write(self.path / f"{name}.pem", issued.certificate)
+
+    def _write_revocations(self, now: datetime) -> None:
+        revoked = {
+            int(entry.serial, 16): datetime.fromisoformat(entry.revoked_at)
+            for entry in self._entries
+            if entry.revoked_at is not None
+        }
+        write_atomically(self.path / CRL, self._signer().revocations(revoked, now))
+
+    def _save(self) -> None:
+        _save(self.path, self.fleet, self._hosts, self._entries)
+
+
+class HeadSigner:
+    """Signs heads with the authority's current key.
+
+    Raises
+    ------
+    ValueError
+        When the key is none.
+    """
+
+    def __init__(self, secret: bytes, fleet: str) -> None:
+        self._key = load_head_key(secret)
+        self._fleet = fleet
+
+    def sign(self, head: Head) -> Head:
+        """Give the head with its signature."""
+        return replace(head, signature=self._key.sign(signed_bytes(head, self._fleet)))
+
+
+def _save(path: Path, fleet: str, hosts: list[str], entries: list[Entry]) -> None:
+    content = {"fleet": fleet, "hosts": hosts, "issued": [asdict(entry) for entry in entries]}
+    write_atomically(path / REGISTER, json.dumps(content, indent=1).encode(), mode=_SECRET)
+
+
+def _write(path: Path, content: bytes) -> None:
+    write_atomically(path, content, mode=_SECRET if path.suffix == ".key" else 0o644)
+
+
+def _moment(at: datetime) -> str:
+    return at.isoformat(timespec="seconds")
