@@ -26,7 +26,9 @@
     │   ├── RefusedError                credentials or identity: never retried
     │   ├── FleetMismatchError          the two ends do not belong together
     │   ├── BrokerStartError            a broker of our own that does not run
-    │   └── AddressInUseError           a port that we were to listen on
+    │   ├── AddressInUseError           a port that we were to listen on
+    │   ├── StoreLostError              a database server that does not answer: services retry
+    │   └── StoreRefusedError           one that refuses us: never retried
     ├── TimedOutError                 a bounded wait that ended
     ├── AttentionError                an examination that found something to be done
     ├── WorkerDiedError               a process of our own that ended by itself
@@ -66,6 +68,8 @@ __all__ = [
     "SchemaError",
     "SetupError",
     "SignatureError",
+    "StoreLostError",
+    "StoreRefusedError",
     "TimedOutError",
     "TransferError",
     "UnknownItemError",
@@ -176,6 +180,14 @@ class BrokerStartError(LinkError):
 
 class AddressInUseError(LinkError):
     """A port that we were to listen on cannot be had."""
+
+
+class StoreLostError(LinkError):
+    """The database server of a store does not answer; it may pass."""
+
+
+class StoreRefusedError(LinkError):
+    """The database server refuses the user, or lacks the database; trying again would not help."""
 
 
 class TimedOutError(PFedRecError):

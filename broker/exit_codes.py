@@ -52,6 +52,9 @@ class ExitCode(IntEnum):
         "A port cannot be listened on, a local API's or that of metrics, for example as it is taken.",
     )
 
+    STORE_LOST = 37, "The aggregator's database server does not answer."
+    STORE_REFUSED = 38, "The aggregator's database server refuses the user, or has no such database."
+
     MISSING_EXTRA = 40, "A part of the package is not installed; the sentence names the command."
 
     ATTENTION = 50, "An examination found something that must be done."
@@ -84,6 +87,8 @@ EXIT_CODE_OF: dict[type[errors.PFedRecError], ExitCode] = {
     errors.ProtocolError: ExitCode.FLEET_MISMATCH,
     errors.BrokerStartError: ExitCode.BROKER_START,
     errors.AddressInUseError: ExitCode.ADDRESS_IN_USE,
+    errors.StoreLostError: ExitCode.STORE_LOST,
+    errors.StoreRefusedError: ExitCode.STORE_REFUSED,
     errors.LinkError: ExitCode.UNREACHABLE,
     errors.TimedOutError: ExitCode.TIMED_OUT,
     errors.WorkerDiedError: ExitCode.WORKER_DIED,

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.brokers import KINDS, SLOWNESS, RunningBroker
+from tests.postgres import Cluster, programs, running_cluster
 
 # The machine that tests run on may be busy; what they wait for is trained all the same.
 os.environ["PFEDREC_TRAINING_MAX_LOAD_PER_CORE"] = "0"
@@ -27,6 +28,15 @@ every_kind = [pytest.param(kind, marks=pytest.mark.mqtt) for kind in KINDS]
 def shared_mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningBroker]:
     """Give a mosquitto that all tests share; they keep apart by their topics and client ids."""
     with RunningBroker("mosquitto", tmp_path_factory.mktemp("mosquitto")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """Give a PostgreSQL that all tests share; each makes a store of its own in it."""
+    if programs() is None:
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    with running_cluster() as running:
         yield running
 
 

@@ -18,14 +18,16 @@ from broker.aggregator.itemscommand import items
 from broker.commandline import Duration, Identifier, echo_facts, echo_json, run, say
 from broker.embedded import choose_broker, own_broker
 from broker.servicecommand import install_service
-from broker.storage import exclusive, is_in_use
+from broker.storage import exclusive
 from trainer.aggregation import ROBUST
+from trainer.errors import ParameterError
 from trainer.params import MAX_DIM
 
 if TYPE_CHECKING:
     from broker.aggregator.metrics import Metrics
     from broker.aggregator.service import AggregatorService
     from broker.aggregator.store.interface import RoundRecord
+    from broker.aggregator.store.sql import SqlStore
     from broker.authority.authority import Authority
     from broker.unit import Unit
 
@@ -84,6 +86,10 @@ def cli() -> None:
 @click.option("--encoding", help="Of updates: float32, int8 or int4.  [default: int8]")
 @click.option("--item-lr", type=float, help="Learning rate of item rows.  [default: the preset's]")
 @click.option("--port", type=int, help="Of our own broker.  [default: 1883, with --secure 8883]")
+@click.option(
+    "--store",
+    help="postgresql://USER@HOST/DATABASE without a password.  [default: a file, or PFEDREC_STORE]",
+)
 @click.option("--seed", type=click.IntRange(0), help="Of the first table.  [default: drawn]")
 @click.option("--secure", is_flag=True, help="TLS with certificates, signed heads (docs/security.md).")
 @click.option("--host", "hosts", multiple=True, help="With --secure: the broker's name; may be repeated.")
@@ -124,6 +130,7 @@ def init(
     settings |= ROBUST if robust else {}
     if secure:
         settings |= {"secure": True, "port": settings["port"] or DEFAULT_TLS_PORT}
+    settings["store"] = _store_of(settings["store"])
     training = load_preset(preset, "pfedrec", {} if dim is None else {"dim": dim})
     config = AggregatorConfig.from_preset(training, training.taste(timed=True), **settings)
     if secure and not (directory / CONFIG_NAME).exists():
@@ -139,6 +146,20 @@ def init(
 
         say(f"device {name}: {add_device(directory, config, name, datetime.now(UTC), days=DEVICE_DAYS)}")
     say(f"settings: {directory / CONFIG_NAME}; run it with: edge-aggregator start --dir {directory}")
+
+
+def _store_of(flag: str | None) -> str | None:
+    from broker.aggregator.store.address import StoreAddress
+
+    if flag is None:
+        return os.environ.get("PFEDREC_STORE")
+    if StoreAddress(flag).has_secret:
+        # Everybody on the machine can read the arguments of a process.
+        raise ParameterError(
+            "--store holds a password, which others on this machine can see; give it in PGPASSWORD, in a "
+            "password file (~/.pgpass), or the whole address in PFEDREC_STORE"
+        )
+    return flag
 
 
 @cli.command()
@@ -162,7 +183,8 @@ def start(directory: Path, broker: str | None, port: int | None, log_format: str
     Example:
       edge-aggregator start --dir shop --broker mqtt://192.168.1.10:1883
     """
-    from broker.aggregator.directory import BROKER_NAME, load_config, open_store
+    from broker.aggregator.directory import BROKER_NAME, load_config, open_store, serving
+    from broker.aggregator.recovery import serve_with
     from broker.aggregator.service import AggregatorService
     from broker.journal import set_level, set_up_logging
     from broker.servicing import Service
@@ -174,16 +196,20 @@ def start(directory: Path, broker: str | None, port: int | None, log_format: str
         return config
 
     set_up_logging(verbose=verbose, form=log_format)
-    service = Service(Supervisor(), load, say)
+    supervisor = Supervisor()
+    service = Service(supervisor, load, say)
     service.listen()
     config = load()
-    with exclusive(directory):
-        store = open_store(directory)
-        try:
-            authority = _authority(config, directory)
-            with _broker(config, directory / BROKER_NAME, authority) as (address, require_running, each_turn):
-                watch = None if config.metrics_port == 0 else _metrics(config, directory)
-                sign = None if authority is None else authority.head_signer().sign
+    authority = _authority(config, directory)
+    sign = None if authority is None else authority.head_signer().sign
+    with (
+        exclusive(directory),
+        _broker(config, directory / BROKER_NAME, authority) as (address, require_running, each_turn),
+    ):
+        watch = None if config.metrics_port == 0 else _metrics(config, directory)
+
+        def serve(store: "SqlStore") -> None:
+            with serving(store):
                 aggregator = AggregatorService(config, store, address, say, watch, sign)
 
                 def turn() -> None:
@@ -192,9 +218,17 @@ def start(directory: Path, broker: str | None, port: int | None, log_format: str
 
                 with _listener(config, directory, aggregator, watch):
                     aggregator.run(service.stop, require_running, turn)
+
+        try:
+            serve_with(
+                lambda: open_store(directory, config),
+                serve,
+                service.stop,
+                say,
+                lambda: supervisor.alive(time.monotonic()),
+            )
         finally:
             service.end()
-            store.close()
     say("stopped")
 
 
@@ -278,19 +312,20 @@ def status(directory: Path, *, as_json: bool) -> None:
     Example:
       edge-aggregator status --dir shop --json
     """
-    from broker.aggregator.directory import load_config, open_store
+    from broker.aggregator.directory import is_served, load_config, open_store
 
     config = load_config(directory, os.environ)
-    store = open_store(directory)
+    store = open_store(directory, config)
     try:
         state, ledger = store.load(), store.ledger()
         rounds = store.rounds(1)
+        running = is_served(directory, store)
     finally:
         store.close()
     rows, dim = state.table.shape
     facts = {
         "fleet": config.fleet,
-        "running": is_in_use(directory),
+        "running": running,
         "version": state.version,
         "sha256": rounds[0].sha256.hex() if rounds else None,
         "items": rows,
@@ -321,8 +356,7 @@ def rounds(directory: Path, limit: int, *, as_json: bool) -> None:
     """
     from broker.aggregator.directory import load_config, open_store
 
-    load_config(directory, os.environ)
-    store = open_store(directory)
+    store = open_store(directory, load_config(directory, os.environ))
     try:
         records = store.rounds(limit)
     finally:
@@ -343,6 +377,8 @@ def rounds(directory: Path, limit: int, *, as_json: bool) -> None:
 
 
 def _closed_by(record: "RoundRecord") -> str:
+    if record.kind != "round":
+        return record.kind
     if record.catalogue_changed:
         return "catalogue"
     return "deadline" if record.by_deadline else "buffer"

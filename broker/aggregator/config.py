@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 from broker.address import BrokerAddress
 from broker.aggregator.core import RoundSettings
+from broker.aggregator.store.address import StoreAddress
+from broker.aggregator.store.interface import KEEP_VERSIONS
 from broker.configfile import option
 from broker.presets import Preset
 from broker.protocol.encodings import ENCODINGS
@@ -48,6 +50,15 @@ class AggregatorConfig:
     )
     metrics_port: int = option(0, "TCP port of /metrics, /healthz and /readyz; 0: they are not served.")
     log_level: str = option("info", "debug, info, warning or error: the least that is logged.")
+    store: str = option(
+        "",
+        "Empty: state.sqlite3 in this directory; or postgresql://USER@HOST/DATABASE. The password is better "
+        "in PGPASSWORD, ~/.pgpass or PFEDREC_STORE.",
+    )
+    keep_versions: int = option(
+        KEEP_VERSIONS,
+        "Newest versions that fsck proves and rollback offers: their tables and updates are kept.",
+    )
     strategy: str = option(
         "fedbuff",
         "fedbuff (weights updates by staleness), fedavg (a plain average) or fedasync (each at once).",
@@ -123,11 +134,20 @@ class AggregatorConfig:
             )
         if self.encoding not in ENCODINGS:
             raise ParameterError(f"encoding is {self.encoding!r}; it must be one of {', '.join(ENCODINGS)}")
+        if self.store:
+            _ = StoreAddress(self.store)
+        if not 2 <= self.keep_versions <= 100_000:
+            raise ParameterError(f"keep_versions is {self.keep_versions}; it must lie between 2 and 100000")
         if self.population < 0:
             raise ParameterError(f"population is {self.population}; it must be 0 or more")
         if not 1 <= self.max_idle_passes <= 1_000_000:
             raise ParameterError(f"max_idle_passes is {self.max_idle_passes}; it must be 1 to 1000000")
         _ = (self.round_settings, self.make_strategy(), self.hyperparameters(1), self.taste)
+
+    @property
+    def store_address(self) -> StoreAddress:
+        """Where `store` is, if it is not a file of the directory."""
+        return StoreAddress(self.store)
 
     @property
     def round_settings(self) -> RoundSettings:

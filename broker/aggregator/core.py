@@ -118,7 +118,7 @@ class JournalEntry:
     Attributes
     ----------
     body : bytes or None
-        The encoded update if it was accepted: needed until its round is closed.
+        The encoded update if it was accepted: needed until its round is closed, and to make that anew.
     """
 
     device: str
@@ -151,6 +151,8 @@ class ClosedRound:
         the same transaction as the version.
     catalogue_step : CatalogueStep or None
         The change of the catalogue that closed it, which is applied with it.
+    population : int or None
+        Clients that the strategy was told of; with the journal, all that is needed to make the version anew.
     """
 
     version: int
@@ -161,6 +163,7 @@ class ClosedRound:
     by_deadline: bool
     strategy_state: Mapping[str, Floats] = field(default_factory=dict)
     catalogue_step: CatalogueStep | None = None
+    population: int | None = None
 
     @property
     def closed_by(self) -> str:
@@ -444,6 +447,7 @@ class AggregatorCore:
             by_deadline=by_deadline,
             strategy_state=strategy_state,
             catalogue_step=catalogue_step,
+            population=self.population,
         )
         self._open_round()
         return [CloseRound(closed), PublishVersion(closed.version)]

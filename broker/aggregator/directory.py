@@ -1,7 +1,13 @@
-"""An aggregator's directory: ``config.toml``, ``state.sqlite3``, and its own broker's ``broker/``."""
+"""An aggregator's directory: ``config.toml``, ``state.sqlite3``, and its own broker's ``broker/``.
 
+With a PostgreSQL store the directory has no ``state.sqlite3``, and any number of directories, on any
+machines, may have the same store.
+"""
+
+import dataclasses
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +17,14 @@ from broker.aggregator.catalogue import parse_item_keys
 from broker.aggregator.catalogue_changes import MAX_TABLE_BYTES
 from broker.aggregator.config import AggregatorConfig
 from broker.aggregator.store.interface import Genesis
+from broker.aggregator.store.postgres import PostgresStore
+from broker.aggregator.store.sql import SqlStore
 from broker.aggregator.store.sqlite import SqliteStore
 from broker.errors import AlreadyInitialisedError
 from broker.protocol.messages import MAX_ITEMS_IN_CATALOGUE
 from broker.storage import (
     exclusive,
+    is_in_use,
     make_directory,
     read_file,
     require_database,
@@ -54,6 +63,8 @@ def initialise(
     ParameterError
         When `dim` is out of range, or the table would be too large to be stored or sent.
     DiskFullError, NotWritableError
+    StoreLostError, StoreRefusedError
+        About a PostgreSQL server.
     """
     item_keys = parse_item_keys(read_file(items), str(items))
     if len(item_keys) > MAX_ITEMS_IN_CATALOGUE or 4 * len(item_keys) * dim > MAX_TABLE_BYTES:
@@ -73,16 +84,20 @@ def initialise(
     with exclusive(path):
         for left_over in path.glob(f"{DATABASE_NAME}*"):
             left_over.unlink()
-        store = SqliteStore(path / DATABASE_NAME)
-        try:
+        with closing(_store(path, config)) as store:
+            if config.store and store.is_initialised():
+                raise AlreadyInitialisedError(
+                    f"{config.store_address} holds a fleet already; choose another database, "
+                    "or serve that fleet from a copy of its directory"
+                )
             instance = secrets.randbits(53)
             store.initialise(
                 Genesis(
                     instance=instance, item_keys=item_keys, table=table, start=start, created_at=created_at
                 )
             )
-        finally:
-            store.close()
+        if config.store:
+            config = dataclasses.replace(config, store=config.store_address.without_secrets)
         # It may come to hold the broker's password.
         write_atomically(path / CONFIG_NAME, configfile.to_toml(config).encode(), mode=0o600)
     return len(item_keys)
@@ -99,13 +114,41 @@ def load_config(path: Path, environment: Mapping[str, str], **flags: object) -> 
     return configfile.load(AggregatorConfig, path / CONFIG_NAME, environment, **flags)
 
 
-def open_store(path: Path) -> SqliteStore:
-    """Open the database of a directory.
+def open_store(path: Path, config: AggregatorConfig | None = None) -> SqlStore:
+    """Open the store of a directory; `config` is read from it unless given.
 
     Raises
     ------
     NotInitialisedError, NewerVersionError, CorruptError, DiskFullError, InUseError, NotWritableError
+    StoreLostError, StoreRefusedError, MissingExtraError
+        About a PostgreSQL server.
     """
     require_initialised(path, CONFIG_NAME, f"edge-aggregator init --dir {path} --fleet NAME --items FILE")
-    require_database(path / DATABASE_NAME)
-    return SqliteStore(path / DATABASE_NAME)
+    config = config or load_config(path, {})
+    if not config.store:
+        require_database(path / DATABASE_NAME)
+    return _store(path, config)
+
+
+def _store(path: Path, config: AggregatorConfig) -> SqlStore:
+    if config.store:
+        return PostgresStore(config.store_address, config.keep_versions)
+    return SqliteStore(path / DATABASE_NAME, config.keep_versions)
+
+
+@contextmanager
+def serving(store: SqlStore) -> Iterator[None]:
+    """Be the only one who serves, or changes, what is in a store, beside holding the directory's lock.
+
+    Raises
+    ------
+    InUseError
+        When another process, perhaps on another machine, serves from the same PostgreSQL database.
+    """
+    with store.serving() if isinstance(store, PostgresStore) else nullcontext():
+        yield
+
+
+def is_served(path: Path, store: SqlStore) -> bool:
+    """Tell whether a process serves the store: a look, which may be out of date at once."""
+    return store.is_served() if isinstance(store, PostgresStore) else is_in_use(path)

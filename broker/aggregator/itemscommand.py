@@ -84,9 +84,9 @@ def _change(kind: str, directory: Path, file: Path) -> None:
     from broker.aggregator.catalogue_changes import KINDS, parse_change
     from broker.aggregator.directory import load_config, open_store
 
-    load_config(directory, os.environ)
+    config = load_config(directory, os.environ)
     change = parse_change(next(each for each in KINDS if each == kind), read_file(file), str(file))
-    store = open_store(directory)
+    store = open_store(directory, config)
     try:
         number = store.queue_change(change, time.time())
         outcome = store.change_outcome(number)

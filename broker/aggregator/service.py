@@ -7,12 +7,13 @@ between leaves stored updates that their devices send again (and learn are dupli
 is published at the next start.
 """
 
+import json
 import logging
 import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import cast
 
 from broker.address import BrokerAddress
@@ -83,6 +84,7 @@ class AggregatorService:
         self._sign = sign
         self._say = say
         self._make_plan = config.plan
+        self._strategy_settings = json.dumps(asdict(config.aggregation))
         self._core = AggregatorCore(
             config.round_settings, config.make_strategy(), store.load(), store.pending()
         )
@@ -382,6 +384,7 @@ class AggregatorService:
                 duplicates=duplicates,
                 refused=refused,
                 closed_at=time.time(),
+                strategy=self._strategy_settings,
             )
         )
         for command in durable:

@@ -23,8 +23,11 @@ _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 class AggregatorProcess:
     """A running ``edge-aggregator start``."""
 
-    def __init__(self, directory: Path, process: subprocess.Popen[bytes], log: Path) -> None:
+    def __init__(
+        self, directory: Path, config: AggregatorConfig, process: subprocess.Popen[bytes], log: Path
+    ) -> None:
         self.directory = directory
+        self._config = config
         self._process = process
         self._log = log
 
@@ -50,7 +53,7 @@ class AggregatorProcess:
 
     def ledger(self) -> Ledger:
         """Add up what became of the virtual devices' updates, while it runs or afterwards."""
-        store = open_store(self.directory)
+        store = open_store(self.directory, self._config)
         try:
             return store.ledger(ID_PREFIX)
         finally:
@@ -58,7 +61,7 @@ class AggregatorProcess:
 
     def instance(self) -> int:
         """Give what its heads are known by."""
-        store = open_store(self.directory)
+        store = open_store(self.directory, self._config)
         try:
             return store.load().instance
         finally:
@@ -66,7 +69,7 @@ class AggregatorProcess:
 
     def newest(self) -> tuple[int, bytes]:
         """Give the newest stored version and its SHA-256."""
-        store = open_store(self.directory)
+        store = open_store(self.directory, self._config)
         try:
             (record,) = store.rounds(1)
         finally:
@@ -112,7 +115,7 @@ def aggregator_process(
             env=environment,
             preexec_fn=end_with_parent,  # noqa: PLW1509 - no thread runs yet
         )
-    running = AggregatorProcess(home, process, log)
+    running = AggregatorProcess(home, config, process, log)
     try:
         yield running
     finally:

@@ -1,5 +1,6 @@
 """What every aggregator store must do; add a new one to `STORES`."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,10 @@ from hypothesis import strategies as st
 
 from broker.aggregator.catalogue_changes import CatalogueChange, CatalogueStep, Kind, apply_change
 from broker.aggregator.core import Answered, CloseRound, Journal, JournalEntry
-from broker.aggregator.store.interface import AggregatorStore, Batch, Ledger
-from broker.aggregator.store.sqlite import KEPT_TABLES, SqliteStore
+from broker.aggregator.store.address import StoreAddress
+from broker.aggregator.store.interface import KEEP_VERSIONS, AggregatorStore, Batch, Ledger
+from broker.aggregator.store.postgres import PostgresStore
+from broker.aggregator.store.sqlite import SqliteStore
 from broker.errors import CorruptError, PFedRecError
 from broker.protocol.catalogue import Catalogue
 from broker.protocol.encodings import ENCODINGS
@@ -27,10 +30,22 @@ from tests.broker.aggregator.builders import (
     an_update,
 )
 from tests.broker.protocol.strategies import assert_same
+from tests.postgres import Cluster, programs
 
 Factory = Callable[[Path], AggregatorStore]
 
-STORES: dict[str, Factory] = {"sqlite": lambda folder: SqliteStore(folder / "state.sqlite3")}
+STORES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)]
+
+
+@pytest.fixture(params=STORES)
+def factory(request: pytest.FixtureRequest) -> Factory:
+    """Give what opens a store of one kind, the same one for the same folder."""
+    if request.param == "sqlite":
+        return lambda folder: SqliteStore(folder / "state.sqlite3")
+    assert programs() is not None, "PostgreSQL is not installed: apt-get install postgresql"
+    cluster: Cluster = request.getfixturevalue("cluster")
+    urls: defaultdict[Path, str] = defaultdict(cluster.new_store)
+    return lambda folder: PostgresStore(StoreAddress(urls[folder]))
 
 
 class Opened:
@@ -48,10 +63,10 @@ class Opened:
         return self.store
 
 
-@pytest.fixture(params=sorted(STORES))
-def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opened]:
+@pytest.fixture
+def opened(factory: Factory, tmp_path: Path) -> Iterator[Opened]:
     """Give a store with a fleet's beginning in it."""
-    result = Opened(STORES[request.param], tmp_path)
+    result = Opened(factory, tmp_path)
     result.store.initialise(a_genesis())
     yield result
     result.store.close()
@@ -107,7 +122,8 @@ def contents(store: AggregatorStore) -> object:
 def test_initialised_store_gives_the_beginning_back(opened: Opened) -> None:
     """What `initialise` stored is what `load`, `start` and `item_keys` give, also after a reopen."""
     genesis = a_genesis()
-    for store in (opened.store, opened.reopen()):
+    for is_reopened in (False, True):
+        store = opened.reopen() if is_reopened else opened.store
         state = store.load()
         assert (state.instance, state.version) == (INSTANCE, 0)
         assert state.table.dtype == np.float32
@@ -122,7 +138,6 @@ def test_initialised_store_gives_the_beginning_back(opened: Opened) -> None:
         assert store.ledger() == Ledger(counted=0, pending=0, stale=0, rejected=0, duplicates=0, refused=0)
 
 
-@pytest.mark.parametrize("factory", STORES.values(), ids=STORES)
 @pytest.mark.parametrize("question", ["load", "start", "ledger", "next_session"])
 def test_store_that_was_never_initialised_is_corrupt(factory: Factory, question: str, tmp_path: Path) -> None:
     """An empty store in the place of a full one is named as what it is."""
@@ -257,7 +272,7 @@ def test_rounds_come_newest_first_with_their_figures(opened: Opened) -> None:
 
 def test_rounds_outlive_their_tables(opened: Opened) -> None:
     """Only the newest tables are kept; the figures and hashes of all rounds are."""
-    last = KEPT_TABLES + 5
+    last = KEEP_VERSIONS + 5
     for version in range(1, last + 1):
         opened.store.commit(batch(accepted(version), closing(version)))
 
@@ -379,7 +394,6 @@ _COMMANDS = st.lists(st.sampled_from(["accepted", "accepted", "stale", "rejected
 
 
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@pytest.mark.parametrize("factory", STORES.values(), ids=STORES)
 @given(batches=st.lists(_COMMANDS, max_size=5))
 def test_ledger_agrees_with_any_history(
     factory: Factory, batches: list[list[str]], tmp_path_factory: pytest.TempPathFactory

@@ -1,12 +1,15 @@
 """The contract of the aggregator's store, and the values that go in and out.
 
+A version can be made anew as long as it is in the store's window: the newest `keep_versions` versions with
+the updates that they counted, and the table that the first of them began with.
+
 Everything that a crash may not cost goes through `commit`. Nothing may be acknowledged or published
 before the `commit` that holds it has returned.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from broker.aggregator.catalogue_changes import CatalogueChange
 from broker.aggregator.core import CloseRound, CoreState, Journal
@@ -14,10 +17,19 @@ from broker.protocol.catalogue import Catalogue
 from broker.protocol.messages import Update
 from trainer.params import Floats, ScoreFunction
 
+VersionKind = Literal["round", "rollback", "import", "restore"]
+"""How a version came to be; every other than a round is an operator's, and counts no updates."""
+KEEP_VERSIONS = 16
+"""Versions that can be made anew unless configured: by default 512 updates and 17 tables."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoundRecord:
-    """The figures of one closed round; `closed_at` in seconds since the epoch."""
+    """The figures of one version; `closed_at` in seconds since the epoch.
+
+    `source` is the version whose table a rollback took; `population` and `strategy` (the configuration's
+    settings of it, JSON) are what a round was closed with, None where an earlier release closed it.
+    """
 
     version: int
     updates: int
@@ -27,6 +39,47 @@ class RoundRecord:
     closed_at: float
     sha256: bytes
     catalogue_changed: bool = False
+    kind: VersionKind = "round"
+    source: int | None = None
+    population: int | None = None
+    strategy: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class KeptTable:
+    """A version's table, shape (n_items, dim), float32, and what belongs to it.
+
+    Attributes
+    ----------
+    strategy_state : mapping of str to ndarray
+        What the strategy remembered then.
+    retired : frozenset of int
+        The rows that were retired then, and so left alone by the next round.
+    """
+
+    table: Floats
+    strategy_state: Mapping[str, Floats]
+    retired: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Decree:
+    """A version that an operator makes, not a round.
+
+    Attributes
+    ----------
+    version : int
+        Above the newest one.
+    sessions : int
+        To add to the number of connections, where some of them may have been forgotten.
+    """
+
+    version: int
+    kind: VersionKind
+    kept: KeptTable
+    decreed_at: float
+    source: int | None = None
+    sessions: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +112,8 @@ class Batch:
         To add to the ledger.
     closed_at : float
         Seconds since the epoch.
+    strategy : str or None
+        The settings, as JSON, of the strategy that closed this batch's rounds.
     """
 
     commands: Sequence[Journal | CloseRound]
@@ -66,6 +121,7 @@ class Batch:
     duplicates: int = 0
     refused: int = 0
     closed_at: float
+    strategy: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,8 +151,9 @@ class Genesis:
 class AggregatorStore(Protocol):
     """What the aggregator remembers.
 
-    Every method raises CorruptError, DiskFullError, InUseError or NotWritableError for what it says;
-    a failed call MUST change nothing.
+    Every method raises CorruptError, DiskFullError, InUseError or NotWritableError for what it says, and
+    StoreLostError when a database server goes; a failed call MUST change nothing. Only after StoreLostError
+    may all or nothing of a `commit` have been stored: whoever sees it loads the state anew before going on.
     """
 
     def initialise(self, genesis: Genesis) -> None:
@@ -168,9 +225,21 @@ class AggregatorStore(Protocol):
         ...
 
     def rounds(self, limit: int) -> list[RoundRecord]:
-        """Give the newest rounds, newest first; version 0 is none."""
+        """Give the newest versions, newest first; version 0 is none."""
+        ...
+
+    def kept_table(self, version: int) -> KeptTable | None:
+        """Give a version's table, proved by its hash; None if it is no longer kept, or never was."""
+        ...
+
+    def counted(self, version: int) -> list[tuple[Update, int, int]]:
+        """Give the updates that a version counted, in counting order, as `pending`: those still kept."""
+        ...
+
+    def decree(self, decree: Decree) -> None:
+        """Store a version that is no round, durably; what is pending stays so."""
         ...
 
     def close(self) -> None:
-        """Release the file; nothing may be called afterwards."""
+        """Release the file or connection; nothing may be called afterwards."""
         ...

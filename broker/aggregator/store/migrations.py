@@ -1,14 +1,15 @@
 """How the database came to its present shape: ordered steps, each recorded with its effect.
 
 A step runs in the same transaction as its entry in ``migrations``. A database with an entry that is not
-listed here was made by a later release and is left untouched.
+listed here was made by a later release and is left untouched. The statements are SQLite's; PostgreSQL is told
+the same in its own words.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, insert
 
+from broker.aggregator.store.schema import APPLIED
 from broker.errors import NewerVersionError
 
 MIGRATIONS: Sequence[tuple[str, Sequence[str]]] = (
@@ -47,27 +48,71 @@ MIGRATIONS: Sequence[tuple[str, Sequence[str]]] = (
                  queued_at FLOAT NOT NULL, version BIGINT, refused VARCHAR, starts BLOB)""",
         ),
     ),
+    (
+        "0004 kept bodies",
+        (
+            "CREATE TABLE bodies (id BIGINT PRIMARY KEY, body BLOB NOT NULL)",
+            "INSERT INTO bodies (id, body) SELECT id, body FROM journal WHERE body IS NOT NULL",
+            "DROP INDEX journal_pending",
+            "ALTER TABLE journal DROP COLUMN body",
+            "ALTER TABLE journal ADD COLUMN place BIGINT",
+            "CREATE INDEX journal_pending ON journal (id) WHERE version IS NULL AND verdict = 'accepted'",
+            "CREATE INDEX journal_version ON journal (version) WHERE version IS NOT NULL",
+            "ALTER TABLE versions ADD COLUMN kind VARCHAR DEFAULT 'round' NOT NULL",
+            "ALTER TABLE versions ADD COLUMN source BIGINT",
+            "ALTER TABLE versions ADD COLUMN population BIGINT",
+            "ALTER TABLE versions ADD COLUMN strategy VARCHAR",
+            "ALTER TABLE versions ADD COLUMN retired BLOB",
+            "CREATE INDEX versions_kept ON versions (version) WHERE item_table IS NOT NULL",
+        ),
+    ),
 )
 
+_POSTGRESQL_WORDS = {
+    "BLOB": "BYTEA",
+    "CREATE TABLE journal (id INTEGER PRIMARY KEY": "CREATE TABLE journal (id BIGSERIAL PRIMARY KEY",
+    " row INTEGER": ' "row" INTEGER',
+    "(row INTEGER": '("row" INTEGER',
+    "BOOLEAN NOT NULL DEFAULT 0": "BOOLEAN NOT NULL DEFAULT false",
+}
+"""Where the two databases' words differ."""
+_POSTGRESQL_LOCK = 0x7066_6D69
+"""Two processes that open an empty database at once make it one after the other."""
 
-def migrate(connection: Connection, path: Path) -> None:
+
+def migrate(connection: Connection, name: str) -> None:
     """Bring the database to the newest shape; the caller's transaction holds all of it or nothing.
+
+    Parameters
+    ----------
+    name : str
+        How the database is called in a message.
 
     Raises
     ------
     NewerVersionError
         When a later release has been here; nothing is changed.
     """
+    postgresql = connection.dialect.name == "postgresql"
+    if postgresql:
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_POSTGRESQL_LOCK})")
     connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS migrations (name VARCHAR PRIMARY KEY)")
     applied = set(connection.exec_driver_sql("SELECT name FROM migrations").scalars())
-    unknown = applied - {name for name, _ in MIGRATIONS}
+    unknown = applied - {step for step, _ in MIGRATIONS}
     if unknown:
         raise NewerVersionError(
-            f"{path} was written by a later release ({', '.join(sorted(unknown))}); "
+            f"{name} was written by a later release ({', '.join(sorted(unknown))}); "
             "upgrade pfedrec-edge, or use another directory; nothing was changed"
         )
-    for name, statements in MIGRATIONS:
-        if name not in applied:
-            for statement in statements:
-                connection.exec_driver_sql(statement)
-            connection.exec_driver_sql("INSERT INTO migrations (name) VALUES (?)", (name,))
+    for step, statements in MIGRATIONS:
+        if step in applied:
+            continue
+        for statement in statements:
+            connection.exec_driver_sql(_for_postgresql(statement) if postgresql else statement)
+        connection.execute(insert(APPLIED), {"name": step})
+
+
+def _for_postgresql(statement: str) -> str:
+    for ours, theirs in _POSTGRESQL_WORDS.items():
+        statement = statement.replace(ours, theirs)
+    return statement

@@ -1,9 +1,13 @@
 """The aggregator's tables, as SQLAlchemy Core sees them; `migrations` makes them.
 
-``journal`` has one row for each update's first verdict. An accepted one keeps its body until the round
-that counts it is stored (``version``); then the body has done its work.
-``strategy_state`` has the arrays that a strategy remembers, float32 in rows of ``width``, as they were when
-the version was made; they are kept as long as the version's table.
+``journal`` has one row for each update's first verdict; ``version`` is the round that counted it. An accepted
+one's encoded update is the row of ``bodies`` with the same id: a table of its own, as it is written once and
+never changed, and dropped when its version leaves the window that can be made anew. ``place`` orders a
+round's updates where ids do not. ``strategy_state`` has the arrays that a strategy remembers, float32 in rows
+of ``width``, as they were when the version was made; they are kept as long as the version's table.
+``versions.kind`` is round, rollback, import or restore; ``source`` the version whose table a rollback took;
+``population`` and ``strategy`` (JSON) are what a round was closed with; ``retired`` the rows (uint32) that
+were retired when the version was made.
 
 ``catalogue_changes`` is the queue of those, and their journal: a change waits while it has neither a
 ``version`` that made it nor a reason why it was ``refused``; ``starts`` are the values of its new rows.
@@ -13,6 +17,7 @@ from sqlalchemy import BigInteger, Boolean, Column, Float, Integer, LargeBinary,
 
 METADATA = MetaData()
 
+APPLIED = Table("migrations", METADATA, Column("name", String, primary_key=True))
 FACTS = Table(
     "facts",
     METADATA,
@@ -54,6 +59,11 @@ VERSIONS = Table(
     Column("bytes_up", BigInteger, nullable=False),
     Column("by_deadline", Boolean, nullable=False),
     Column("closed_at", Float, nullable=False),
+    Column("kind", String, nullable=False),
+    Column("source", BigInteger),
+    Column("population", BigInteger),
+    Column("strategy", String),
+    Column("retired", LargeBinary),
 )
 STRATEGY_STATE = Table(
     "strategy_state",
@@ -66,7 +76,7 @@ STRATEGY_STATE = Table(
 JOURNAL = Table(
     "journal",
     METADATA,
-    Column("id", Integer, primary_key=True),
+    Column("id", BigInteger, primary_key=True),
     Column("device", String, nullable=False),
     Column("incarnation", String, nullable=False),
     Column("seq", BigInteger, nullable=False),
@@ -74,7 +84,13 @@ JOURNAL = Table(
     Column("staleness", Integer, nullable=False),
     Column("base_version", BigInteger, nullable=False),
     Column("version", BigInteger),
-    Column("body", LargeBinary),
+    Column("place", BigInteger),
+)
+BODIES = Table(
+    "bodies",
+    METADATA,
+    Column("id", BigInteger, primary_key=True),
+    Column("body", LargeBinary, nullable=False),
 )
 ANSWERED = Table(
     "answered",

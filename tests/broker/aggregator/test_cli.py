@@ -360,6 +360,10 @@ def test_rounds_as_json_have_all_figures(shop: Path, call: Call) -> None:
         "by_deadline": True,
         "closed_at": 1_700_000_000.0,
         "catalogue_changed": False,
+        "kind": "round",
+        "source": None,
+        "population": None,
+        "strategy": None,
     }
 
 

@@ -244,7 +244,7 @@ def test_database_without_its_newest_table_is_corrupt(full: Path) -> None:
 
 def test_waiting_update_that_cannot_be_read_is_corrupt(full: Path) -> None:
     """An accepted update was whole when it was journalled: what is none now was damaged since."""
-    run_sql(full, "UPDATE journal SET body = x'00' WHERE body IS NOT NULL")
+    run_sql(full, "UPDATE bodies SET body = x'00'")
 
     with pytest.raises(CorruptError, match="journal"):
         load(full)

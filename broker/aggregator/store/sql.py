@@ -1,0 +1,483 @@
+"""The aggregator's store in SQL, once for all databases: see `AggregatorStore`.
+
+A subclass connects, and names what its database complains of. One transaction a batch; its cost is shared by
+all updates in it (group commit).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import numpy as np
+from sqlalchemy import ColumnElement, Connection, Engine, delete, func, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError, NoResultFound
+
+from broker.aggregator.catalogue_changes import CatalogueChange
+from broker.aggregator.core import Answered, ClosedRound, CloseRound, CoreState, JournalEntry
+from broker.aggregator.store import catalogue_rows
+from broker.aggregator.store.interface import (
+    KEEP_VERSIONS,
+    Batch,
+    Decree,
+    Genesis,
+    KeptTable,
+    Ledger,
+    RoundRecord,
+)
+from broker.aggregator.store.migrations import migrate
+from broker.aggregator.store.schema import (
+    ANSWERED,
+    BODIES,
+    CATALOGUE,
+    CATALOGUE_CHANGES,
+    DEVICES,
+    FACTS,
+    JOURNAL,
+    START,
+    STRATEGY_STATE,
+    VERSIONS,
+)
+from broker.errors import CorruptError, ProtocolError
+from broker.protocol.catalogue import Catalogue
+from broker.protocol.messages import MAX_TRANSFER_BYTES, Update, decode
+from broker.protocol.versions import sha256, table_bytes
+from trainer.params import Floats, ScoreFunction
+
+_IS_PENDING = JOURNAL.c.version.is_(None) & (JOURNAL.c.verdict == "accepted")
+
+
+class SqlStore:
+    """See `AggregatorStore`.
+
+    Parameters
+    ----------
+    name : str
+        How messages call the database.
+    keep_versions : int
+        How many of the newest versions can be made anew.
+
+    Raises
+    ------
+    NewerVersionError
+        When a later release wrote it.
+    """
+
+    def __init__(self, engine: Engine, name: str, keep_versions: int = KEEP_VERSIONS) -> None:
+        self._engine = engine
+        self._name = name
+        self._keep_versions = keep_versions
+        try:
+            with self._transaction() as connection:
+                migrate(connection, name)
+        except BaseException:
+            self.close()
+            raise
+
+    def _failures(self) -> AbstractContextManager[None]:
+        """Name what the driver raises within."""
+        raise NotImplementedError
+
+    def _new_ids(self, connection: Connection, count: int) -> Sequence[int]:
+        """Give ids above all that the journal has."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """See `AggregatorStore.close`."""
+        self._engine.dispose()
+
+    @contextmanager
+    def _transaction(self, *, reading: bool = False) -> Iterator[Connection]:
+        engine = self._engine.execution_options(reading=reading)
+        with self._failures():
+            try:
+                with engine.begin() as connection:
+                    yield connection
+            except DBAPIError as error:
+                # Through _failures, which knows what the driver's own errors mean.
+                raise (error.orig or error) from error
+            except NoResultFound as error:
+                raise CorruptError(
+                    f"{self._name} lacks what init stored; restore it from a backup or init a new directory"
+                ) from error
+
+    def initialise(self, genesis: Genesis) -> None:
+        """See `AggregatorStore.initialise`."""
+        facts = {
+            "instance": genesis.instance,
+            "dim": genesis.table.shape[1],
+            "session": 0,
+            "duplicates": 0,
+            "refused": 0,
+        }
+        weights = np.append(genesis.start.w, np.float32(genesis.start.b)).astype("<f4")
+        with self._transaction() as connection:
+            connection.execute(insert(FACTS), [{"name": n, "value": v} for n, v in facts.items()])
+            connection.execute(insert(START), {"weights": weights.tobytes()})
+            connection.execute(
+                insert(CATALOGUE),
+                [
+                    {"row": row, "item_key": key, "retired": False}
+                    for row, key in enumerate(genesis.item_keys)
+                ],
+            )
+            _insert_version(connection, 0, genesis.table, {}, closed_at=genesis.created_at)
+
+    def is_initialised(self) -> bool:
+        """Tell whether a fleet's beginning was stored."""
+        with self._transaction(reading=True) as connection:
+            return connection.execute(select(FACTS.c.name).limit(1)).first() is not None
+
+    def commit(self, batch: Batch) -> None:
+        """See `AggregatorStore.commit`."""
+        with self._transaction() as connection:
+            if batch.devices:
+                connection.execute(
+                    _upsert(connection, DEVICES).on_conflict_do_nothing(),
+                    [{"device": device} for device in batch.devices],
+                )
+            for name, amount in (("duplicates", batch.duplicates), ("refused", batch.refused)):
+                if amount:
+                    _add_to_fact(connection, name, amount)
+            entries: list[JournalEntry] = []
+            for command in batch.commands:
+                if isinstance(command, CloseRound):
+                    self._close_round(connection, command.round, entries, batch)
+                    entries = []
+                else:
+                    entries.append(command.entry)
+            self._insert_entries(connection, entries, None)
+            if any(isinstance(command, CloseRound) for command in batch.commands):
+                self._forget(connection)
+
+    def _close_round(
+        self, connection: Connection, closed: ClosedRound, entries: list[JournalEntry], batch: Batch
+    ) -> None:
+        connection.execute(update(JOURNAL).where(_IS_PENDING).values(version=closed.version))
+        self._insert_entries(connection, entries, closed.version)
+        _insert_version(
+            connection,
+            closed.version,
+            closed.table,
+            closed.strategy_state,
+            updates=closed.updates,
+            staleness_sum=closed.staleness_sum,
+            bytes_up=closed.bytes_up,
+            by_deadline=closed.by_deadline,
+            closed_at=batch.closed_at,
+            population=closed.population,
+            strategy=batch.strategy,
+        )
+        if closed.catalogue_step is not None:
+            catalogue_rows.apply(connection, closed.catalogue_step, closed.version, closed.table)
+            _note_retired(connection, closed.version)
+
+    def _insert_entries(
+        self, connection: Connection, entries: list[JournalEntry], version: int | None
+    ) -> None:
+        """Journal the entries; `version` is the round that counts the accepted ones, None: no one yet."""
+        if not entries:
+            return
+        ids = self._new_ids(connection, len(entries))
+        connection.execute(
+            insert(JOURNAL),
+            [
+                {
+                    "id": number,
+                    "device": entry.device,
+                    "incarnation": str(entry.incarnation),
+                    "seq": entry.seq,
+                    "verdict": entry.verdict,
+                    "staleness": entry.staleness,
+                    "base_version": entry.base_version,
+                    "version": None if entry.body is None else version,
+                }
+                for number, entry in zip(ids, entries, strict=True)
+            ],
+        )
+        bodies = [
+            {"id": number, "body": entry.body}
+            for number, entry in zip(ids, entries, strict=True)
+            if entry.body is not None
+        ]
+        if bodies:
+            connection.execute(insert(BODIES), bodies)
+        newest = {(entry.device, str(entry.incarnation)): entry for entry in entries}
+        upsert = _upsert(connection, ANSWERED)
+        connection.execute(
+            upsert.on_conflict_do_update(
+                index_elements=["device", "incarnation"],
+                set_={"seq": upsert.excluded.seq, "verdict": upsert.excluded.verdict},
+            ),
+            [
+                {"device": device, "incarnation": incarnation, "seq": entry.seq, "verdict": entry.verdict}
+                for (device, incarnation), entry in newest.items()
+            ],
+        )
+
+    def _forget(self, connection: Connection) -> None:
+        """Drop what lies before the window; the oldest table that is left is the one it begins with."""
+        oldest = connection.execute(
+            select(VERSIONS.c.version)
+            .order_by(VERSIONS.c.version.desc())
+            .offset(self._keep_versions)
+            .limit(1)
+        ).scalar_one_or_none()
+        if oldest is None:
+            return
+        before = (VERSIONS.c.version < oldest) & VERSIONS.c.item_table.is_not(None)
+        # The base's own updates are of no use any more, though its table is.
+        spent = connection.execute(select(VERSIONS.c.version).where(before)).scalars().all()
+        for version in (*spent, oldest):
+            of_version = select(JOURNAL.c.id).where(JOURNAL.c.version == version)
+            connection.execute(delete(BODIES).where(BODIES.c.id.in_(of_version)))
+        connection.execute(update(VERSIONS).where(before).values(item_table=None))
+        connection.execute(delete(STRATEGY_STATE).where(STRATEGY_STATE.c.version < oldest))
+
+    def load(self) -> CoreState:
+        """See `AggregatorStore.load`."""
+        with self._transaction(reading=True) as connection:
+            newest = connection.execute(
+                select(VERSIONS.c.version).order_by(VERSIONS.c.version.desc()).limit(1)
+            ).scalar_one_or_none()
+            kept = None if newest is None else self._kept_table(connection, newest)
+            if newest is None or kept is None:
+                raise CorruptError(
+                    f"{self._name}: the newest table is not there or does not have its SHA-256; "
+                    "restore it from a backup or init a new directory"
+                )
+            answered = {
+                (row.device, int(row.incarnation)): Answered(seq=row.seq, verdict=row.verdict)
+                for row in connection.execute(select(ANSWERED))
+            }
+            return CoreState(
+                instance=_fact(connection, "instance"),
+                version=newest,
+                table=kept.table,
+                answered=answered,
+                seen=set(connection.execute(select(DEVICES.c.device)).scalars()),
+                strategy_state=kept.strategy_state,
+                catalogue=catalogue_rows.read(connection),
+            )
+
+    def pending(self) -> list[tuple[Update, int, int]]:
+        """See `AggregatorStore.pending`."""
+        return self._updates(_IS_PENDING)
+
+    def counted(self, version: int) -> list[tuple[Update, int, int]]:
+        """See `AggregatorStore.counted`."""
+        return self._updates(JOURNAL.c.version == version)
+
+    def _updates(self, which: ColumnElement[bool]) -> list[tuple[Update, int, int]]:
+        query = (
+            select(BODIES.c.body, JOURNAL.c.staleness)
+            .join_from(JOURNAL, BODIES, JOURNAL.c.id == BODIES.c.id)
+            .where(which)
+            .order_by(JOURNAL.c.place, JOURNAL.c.id)
+        )
+        with self._transaction(reading=True) as connection:
+            rows = connection.execute(query).all()
+        try:
+            return [
+                (decode(row.body, Update, max_bytes=MAX_TRANSFER_BYTES), row.staleness, len(row.body))
+                for row in rows
+            ]
+        except ProtocolError as error:
+            raise CorruptError(
+                f"{self._name}: an update in the journal cannot be read ({error}); "
+                "restore it from a backup or init a new directory"
+            ) from error
+
+    def start(self) -> ScoreFunction:
+        """See `AggregatorStore.start`."""
+        with self._transaction(reading=True) as connection:
+            weights = np.frombuffer(connection.execute(select(START.c.weights)).scalar_one(), dtype="<f4")
+        return ScoreFunction(w=weights[:-1].astype(np.float32), b=float(weights[-1]))
+
+    def item_keys(self) -> tuple[str, ...]:
+        """See `AggregatorStore.item_keys`."""
+        with self._transaction(reading=True) as connection:
+            keys = connection.execute(select(CATALOGUE.c.item_key).order_by(CATALOGUE.c.row)).scalars()
+            return tuple(keys)
+
+    def catalogue(self) -> Catalogue:
+        """See `AggregatorStore.catalogue`."""
+        with self._transaction(reading=True) as connection:
+            return catalogue_rows.read(connection)
+
+    def queue_change(self, change: CatalogueChange, queued_at: float) -> int:
+        """See `AggregatorStore.queue_change`."""
+        with self._transaction() as connection:
+            return catalogue_rows.queue(connection, change, _fact(connection, "dim"), queued_at)
+
+    def queued_changes(self) -> list[tuple[int, CatalogueChange]]:
+        """See `AggregatorStore.queued_changes`."""
+        try:
+            with self._transaction(reading=True) as connection:
+                return catalogue_rows.queued(connection)
+        except ValueError as error:
+            raise CorruptError(
+                f"{self._name}: a change of the catalogue cannot be read; "
+                "restore it from a backup or init a new directory"
+            ) from error
+
+    def refuse_change(self, number: int, reason: str) -> None:
+        """See `AggregatorStore.refuse_change`."""
+        with self._transaction() as connection:
+            catalogue_rows.refuse(connection, number, reason)
+
+    def change_outcome(self, number: int) -> int | str | None:
+        """See `AggregatorStore.change_outcome`."""
+        with self._transaction(reading=True) as connection:
+            return catalogue_rows.outcome(connection, number)
+
+    def next_session(self) -> int:
+        """See `AggregatorStore.next_session`."""
+        with self._transaction() as connection:
+            _add_to_fact(connection, "session", 1)
+            return _fact(connection, "session")
+
+    def ledger(self, prefix: str = "") -> Ledger:
+        """See `AggregatorStore.ledger`."""
+        with self._transaction(reading=True) as connection:
+            counts: dict[str, int] = {}
+            is_pending = JOURNAL.c.version.is_(None).label("is_pending")
+            for verdict, waits, count in connection.execute(
+                select(JOURNAL.c.verdict, is_pending, func.count())
+                .where(func.substr(JOURNAL.c.device, 1, len(prefix)) == prefix)  # LIKE ignores case
+                .group_by(JOURNAL.c.verdict, is_pending)
+            ):
+                name = {True: "pending", False: "counted"}[bool(waits)]
+                counts[name if verdict == "accepted" else verdict] = count
+            return Ledger(
+                counted=counts.get("counted", 0),
+                pending=counts.get("pending", 0),
+                stale=counts.get("stale", 0),
+                rejected=counts.get("rejected", 0),
+                duplicates=_fact(connection, "duplicates"),
+                refused=_fact(connection, "refused"),
+            )
+
+    def rounds(self, limit: int) -> list[RoundRecord]:
+        """See `AggregatorStore.rounds`."""
+        columns = [column for column in VERSIONS.c if column.name != "item_table"]
+        changed = VERSIONS.c.version.in_(select(CATALOGUE_CHANGES.c.version)).label("catalogue_changed")
+        query = select(*columns, changed).where(VERSIONS.c.version > 0).order_by(VERSIONS.c.version.desc())
+        with self._transaction(reading=True) as connection:
+            return [
+                RoundRecord(
+                    version=row.version,
+                    updates=row.updates,
+                    staleness_mean=row.staleness_sum / max(1, row.updates),
+                    bytes_up=row.bytes_up,
+                    by_deadline=row.by_deadline,
+                    closed_at=row.closed_at,
+                    sha256=row.sha256,
+                    catalogue_changed=bool(row.catalogue_changed),
+                    kind=row.kind,
+                    source=row.source,
+                    population=row.population,
+                    strategy=row.strategy,
+                )
+                for row in connection.execute(query.limit(limit))
+            ]
+
+    def kept_table(self, version: int) -> KeptTable | None:
+        """See `AggregatorStore.kept_table`."""
+        with self._transaction(reading=True) as connection:
+            return self._kept_table(connection, version)
+
+    def _kept_table(self, connection: Connection, version: int) -> KeptTable | None:
+        row = connection.execute(
+            select(VERSIONS.c.item_table, VERSIONS.c.sha256, VERSIONS.c.retired).where(
+                VERSIONS.c.version == version
+            )
+        ).one_or_none()
+        if row is None or row.item_table is None:
+            return None
+        if sha256(row.item_table) != row.sha256:
+            raise CorruptError(
+                f"{self._name}: the table of version {version} does not have its SHA-256; "
+                "restore it from a backup or init a new directory"
+            )
+        state = connection.execute(
+            select(STRATEGY_STATE).where(STRATEGY_STATE.c.version == version).order_by(STRATEGY_STATE.c.name)
+        )
+        return KeptTable(
+            table=np.frombuffer(row.item_table, dtype="<f4").reshape(-1, _fact(connection, "dim")),
+            strategy_state={
+                each.name: np.frombuffer(each.content, dtype="<f4").reshape(-1, each.width) for each in state
+            },
+            retired=frozenset(np.frombuffer(row.retired or b"", dtype="<u4").tolist()),
+        )
+
+    def decree(self, decree: Decree) -> None:
+        """See `AggregatorStore.decree`."""
+        with self._transaction() as connection:
+            _insert_version(
+                connection,
+                decree.version,
+                decree.kept.table,
+                decree.kept.strategy_state,
+                closed_at=decree.decreed_at,
+                kind=decree.kind,
+                source=decree.source,
+            )
+            _note_retired(connection, decree.version)
+            if decree.sessions:
+                _add_to_fact(connection, "session", decree.sessions)
+            self._forget(connection)
+
+
+def _upsert(connection: Connection, table: Any) -> Any:
+    """Give an INSERT that may say what to do about a row that is there, in the database's dialect."""
+    return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
+
+
+def _fact(connection: Connection, name: str) -> int:
+    return int(connection.execute(select(FACTS.c.value).where(FACTS.c.name == name)).scalar_one())
+
+
+def _add_to_fact(connection: Connection, name: str, amount: int) -> None:
+    connection.execute(update(FACTS).where(FACTS.c.name == name).values(value=FACTS.c.value + amount))
+
+
+def _insert_version(
+    connection: Connection,
+    version: int,
+    table: Floats,
+    strategy_state: Mapping[str, Floats],
+    **figures: Any,
+) -> None:
+    content = table_bytes(table)
+    # Most versions leave the catalogue alone.
+    retired = connection.execute(
+        select(VERSIONS.c.retired).order_by(VERSIONS.c.version.desc()).limit(1)
+    ).scalar_one_or_none()
+    nothing = {"updates": 0, "staleness_sum": 0, "bytes_up": 0, "by_deadline": False, "kind": "round"}
+    connection.execute(
+        insert(VERSIONS),
+        nothing
+        | {"version": version, "item_table": content, "sha256": sha256(content), "retired": retired}
+        | figures,
+    )
+    if strategy_state:
+        connection.execute(
+            insert(STRATEGY_STATE),
+            [
+                {
+                    "version": version,
+                    "name": name,
+                    "width": values.shape[1],
+                    "content": values.astype("<f4").tobytes(),
+                }
+                for name, values in strategy_state.items()
+            ],
+        )
+
+
+def _note_retired(connection: Connection, version: int) -> None:
+    rows = np.array(sorted(catalogue_rows.read(connection).retired), dtype="<u4")
+    connection.execute(
+        update(VERSIONS).where(VERSIONS.c.version == version).values(retired=rows.tobytes() or None)
+    )

@@ -1,0 +1,144 @@
+"""What only PostgreSQL can do to the aggregator: be away, refuse, come back, be served by two."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from broker.aggregator.core import CloseRound, Journal
+from broker.aggregator.recovery import serve_with
+from broker.aggregator.store.address import StoreAddress
+from broker.aggregator.store.interface import Batch
+from broker.aggregator.store.postgres import PostgresStore
+from broker.aggregator.store.sql import SqlStore
+from broker.errors import InUseError, NewerVersionError, StoreLostError, StoreRefusedError
+from tests.broker.aggregator.builders import a_genesis, a_round, an_entry
+from tests.postgres import PASSWORD, Cluster, programs, running_cluster
+from trainer.errors import ParameterError
+
+pytestmark = pytest.mark.postgres
+
+
+@pytest.fixture
+def mortal_cluster() -> Iterator[Cluster]:
+    """Give a PostgreSQL of the test's own, which it may kill."""
+    if programs() is None:
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    with running_cluster() as running:
+        yield running
+
+
+def test_server_that_is_killed_is_waited_for_and_nothing_acknowledged_is_lost(
+    mortal_cluster: Cluster,
+) -> None:
+    """A commit that fails says so; what was committed before is there when the server is back."""
+    address = StoreAddress(mortal_cluster.new_store())
+    said: list[str] = []
+    seqs: list[int] = []
+
+    def serve(store: SqlStore) -> None:
+        if not seqs:
+            store.initialise(a_genesis())
+        first = store.load().answered
+        seqs.append(max((each.seq for each in first.values()), default=0) + 1)
+        store.commit(Batch(commands=[Journal(an_entry(seq=seqs[-1]))], closed_at=0.0))
+        if len(seqs) == 1:
+            mortal_cluster.kill()
+            store.commit(Batch(commands=[Journal(an_entry(seq=2))], closed_at=0.0))
+
+    def say(sentence: str) -> None:
+        said.append(sentence)
+        if len(said) == 1:
+            mortal_cluster.start()
+
+    serve_with(lambda: PostgresStore(address), serve, threading.Event(), say)
+
+    assert seqs == [1, 2]
+    assert len(said) == 2
+    assert "does not answer" in said[0]
+    assert said[1] == "the store is back"
+    assert PASSWORD not in "".join(said)
+    with closing(PostgresStore(address)) as store:
+        assert [update.seq for update, _, _ in store.pending()] == [1, 2]
+
+
+def test_nobody_at_the_address_is_a_lost_store(cluster: Cluster) -> None:
+    """Where no server listens, it may yet come."""
+    with pytest.raises(StoreLostError, match="does not answer"):
+        PostgresStore(StoreAddress("postgresql://pfedrec@127.0.0.1:1/postgres"))
+
+
+@pytest.mark.parametrize("what", ["password", "database"])
+def test_server_that_refuses_is_not_tried_again(cluster: Cluster, what: str) -> None:
+    """A wrong password or database is one sentence, without the password."""
+    secret = "not-the-password"  # noqa: S105 - a wrong one
+    url = cluster.url("postgres", secret) if what == "password" else cluster.url("no_such_database")
+
+    with pytest.raises(StoreRefusedError, match="refuses") as caught:
+        PostgresStore(StoreAddress(url))
+
+    assert secret not in str(caught.value)
+    assert PASSWORD not in str(caught.value)
+
+
+def test_newer_database_is_refused_and_left_alone(cluster: Cluster) -> None:
+    """What a later release wrote, this one does not touch."""
+    address = StoreAddress(cluster.new_store())
+    with closing(PostgresStore(address)) as store, store._transaction() as connection:
+        connection.exec_driver_sql("INSERT INTO migrations (name) VALUES ('0999 from the future')")
+
+    with pytest.raises(NewerVersionError, match=r"later release \(0999 from the future\)"):
+        PostgresStore(address)
+
+
+def test_one_process_serves_at_a_time(cluster: Cluster) -> None:
+    """The second is told; when the first has ended, however it did, there is room."""
+    address = StoreAddress(cluster.new_store())
+    with closing(PostgresStore(address)) as first, closing(PostgresStore(address)) as second:
+        with first.serving():
+            assert second.is_served()
+            with pytest.raises(InUseError, match="served by another process"), second.serving():
+                pass
+        with second.serving():
+            assert first.is_served()
+
+
+def test_rounds_closed_on_postgresql_leave_no_bodies_behind_the_window(cluster: Cluster) -> None:
+    """The window moves with the versions."""
+    with closing(PostgresStore(StoreAddress(cluster.new_store()), keep_versions=3)) as store:
+        store.initialise(a_genesis())
+        for version in range(1, 8):
+            store.commit(
+                Batch(commands=[Journal(an_entry(seq=version)), CloseRound(a_round(version))], closed_at=0.0)
+            )
+
+        assert [version for version in range(8) if store.counted(version)] == [5, 6, 7]
+        assert [version for version in range(8) if store.kept_table(version) is not None] == [4, 5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://a:geheim@db:5433/shop", "postgresql://a@db:5433/shop"),
+        ("postgresql://a@db/shop?password=geheim&sslmode=require", "postgresql://a@db/shop?sslmode=require"),
+        ("postgresql:///shop?host=/run/postgresql", "postgresql:///shop?host=/run/postgresql"),
+    ],
+)
+def test_address_shows_no_password(url: str, shown: str) -> None:
+    """Neither in a message nor in what is written to a file."""
+    address = StoreAddress(url)
+
+    assert str(address) == address.without_secrets == shown
+    assert "geheim" not in repr(address)
+    assert address.has_secret == ("geheim" in url)
+
+
+@pytest.mark.parametrize("url", ["mysql://a@b/c", "postgresql://host", "postgresql://host:x/shop", "x"])
+def test_what_is_no_address_is_refused_without_being_repeated(url: str, tmp_path: Path) -> None:
+    """It may hold a password all the same."""
+    with pytest.raises(ParameterError, match="the store is no address") as caught:
+        StoreAddress(url)
+
+    assert url not in str(caught.value) or url == "x"
