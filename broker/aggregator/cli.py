@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from broker.address import DEFAULT_TLS_PORT, BrokerAddress
+from broker.aggregator import storecommands
 from broker.aggregator.config import OWN_BROKERS, AggregatorConfig
 from broker.aggregator.devicecommand import DEVICE_DAYS, device, keys
 from broker.aggregator.itemscommand import items
@@ -392,6 +393,8 @@ def _unit_of(directory: Path, user: str | None) -> "Unit":
 
 
 cli.add_command(items)
+for command in storecommands.COMMANDS:
+    cli.add_command(command)
 cli.add_command(device)
 cli.add_command(keys)
 cli.add_command(

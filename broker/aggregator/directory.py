@@ -84,7 +84,7 @@ def initialise(
     with exclusive(path):
         for left_over in path.glob(f"{DATABASE_NAME}*"):
             left_over.unlink()
-        with closing(_store(path, config)) as store:
+        with closing(store_of(path, config)) as store:
             if config.store and store.is_initialised():
                 raise AlreadyInitialisedError(
                     f"{config.store_address} holds a fleet already; choose another database, "
@@ -127,10 +127,11 @@ def open_store(path: Path, config: AggregatorConfig | None = None) -> SqlStore:
     config = config or load_config(path, {})
     if not config.store:
         require_database(path / DATABASE_NAME)
-    return _store(path, config)
+    return store_of(path, config)
 
 
-def _store(path: Path, config: AggregatorConfig) -> SqlStore:
+def store_of(path: Path, config: AggregatorConfig) -> SqlStore:
+    """Open the store that a configuration names, made where missing."""
     if config.store:
         return PostgresStore(config.store_address, config.keep_versions)
     return SqliteStore(path / DATABASE_NAME, config.keep_versions)

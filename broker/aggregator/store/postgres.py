@@ -85,14 +85,14 @@ class PostgresStore(SqlStore):
         InUseError
             When another process, on this machine or another, does.
         """
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             held = connection.exec_driver_sql(f"SELECT pg_try_advisory_lock({_SERVICE_LOCK})").scalar_one()
         if not held:
             raise InUseError(f"{self._name} is served by another process; end that one first")
         try:
             yield
         finally:
-            with contextlib.suppress(PFedRecError), self._transaction() as connection:
+            with contextlib.suppress(PFedRecError), self.transaction() as connection:
                 connection.exec_driver_sql(f"SELECT pg_advisory_unlock({_SERVICE_LOCK})")
 
     def is_served(self) -> bool:

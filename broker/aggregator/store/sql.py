@@ -68,7 +68,7 @@ class SqlStore:
         self._name = name
         self._keep_versions = keep_versions
         try:
-            with self._transaction() as connection:
+            with self.transaction() as connection:
                 migrate(connection, name)
         except BaseException:
             self.close()
@@ -87,7 +87,8 @@ class SqlStore:
         self._engine.dispose()
 
     @contextmanager
-    def _transaction(self, *, reading: bool = False) -> Iterator[Connection]:
+    def transaction(self, *, reading: bool = False) -> Iterator[Connection]:
+        """Do what the block does whole or not at all; for this package."""
         engine = self._engine.execution_options(reading=reading)
         with self._failures():
             try:
@@ -111,7 +112,7 @@ class SqlStore:
             "refused": 0,
         }
         weights = np.append(genesis.start.w, np.float32(genesis.start.b)).astype("<f4")
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             connection.execute(insert(FACTS), [{"name": n, "value": v} for n, v in facts.items()])
             connection.execute(insert(START), {"weights": weights.tobytes()})
             connection.execute(
@@ -125,12 +126,12 @@ class SqlStore:
 
     def is_initialised(self) -> bool:
         """Tell whether a fleet's beginning was stored."""
-        with self._transaction(reading=True) as connection:
+        with self.transaction(reading=True) as connection:
             return connection.execute(select(FACTS.c.name).limit(1)).first() is not None
 
     def commit(self, batch: Batch) -> None:
         """See `AggregatorStore.commit`."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             if batch.devices:
                 connection.execute(
                     _upsert(connection, DEVICES).on_conflict_do_nothing(),
@@ -236,7 +237,7 @@ class SqlStore:
 
     def load(self) -> CoreState:
         """See `AggregatorStore.load`."""
-        with self._transaction(reading=True) as connection:
+        with self.transaction(reading=True) as connection:
             newest = connection.execute(
                 select(VERSIONS.c.version).order_by(VERSIONS.c.version.desc()).limit(1)
             ).scalar_one_or_none()
@@ -275,7 +276,7 @@ class SqlStore:
             .where(which)
             .order_by(JOURNAL.c.place, JOURNAL.c.id)
         )
-        with self._transaction(reading=True) as connection:
+        with self.transaction(reading=True) as connection:
             rows = connection.execute(query).all()
         try:
             return [
@@ -290,30 +291,30 @@ class SqlStore:
 
     def start(self) -> ScoreFunction:
         """See `AggregatorStore.start`."""
-        with self._transaction(reading=True) as connection:
+        with self.transaction(reading=True) as connection:
             weights = np.frombuffer(connection.execute(select(START.c.weights)).scalar_one(), dtype="<f4")
         return ScoreFunction(w=weights[:-1].astype(np.float32), b=float(weights[-1]))
 
     def item_keys(self) -> tuple[str, ...]:
         """See `AggregatorStore.item_keys`."""
-        with self._transaction(reading=True) as connection:
+        with self.transaction(reading=True) as connection:
             keys = connection.execute(select(CATALOGUE.c.item_key).order_by(CATALOGUE.c.row)).scalars()
             return tuple(keys)
 
     def catalogue(self) -> Catalogue:
         """See `AggregatorStore.catalogue`."""
-        with self._transaction(reading=True) as connection:
+        with self.transaction(reading=True) as connection:
             return catalogue_rows.read(connection)
 
     def queue_change(self, change: CatalogueChange, queued_at: float) -> int:
         """See `AggregatorStore.queue_change`."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             return catalogue_rows.queue(connection, change, _fact(connection, "dim"), queued_at)
 
     def queued_changes(self) -> list[tuple[int, CatalogueChange]]:
         """See `AggregatorStore.queued_changes`."""
         try:
-            with self._transaction(reading=True) as connection:
+            with self.transaction(reading=True) as connection:
                 return catalogue_rows.queued(connection)
         except ValueError as error:
             raise CorruptError(
@@ -323,23 +324,23 @@ class SqlStore:
 
     def refuse_change(self, number: int, reason: str) -> None:
         """See `AggregatorStore.refuse_change`."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             catalogue_rows.refuse(connection, number, reason)
 
     def change_outcome(self, number: int) -> int | str | None:
         """See `AggregatorStore.change_outcome`."""
-        with self._transaction(reading=True) as connection:
+        with self.transaction(reading=True) as connection:
             return catalogue_rows.outcome(connection, number)
 
     def next_session(self) -> int:
         """See `AggregatorStore.next_session`."""
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             _add_to_fact(connection, "session", 1)
             return _fact(connection, "session")
 
     def ledger(self, prefix: str = "") -> Ledger:
         """See `AggregatorStore.ledger`."""
-        with self._transaction(reading=True) as connection:
+        with self.transaction(reading=True) as connection:
             counts: dict[str, int] = {}
             is_pending = JOURNAL.c.version.is_(None).label("is_pending")
             for verdict, waits, count in connection.execute(
@@ -363,7 +364,7 @@ class SqlStore:
         columns = [column for column in VERSIONS.c if column.name != "item_table"]
         changed = VERSIONS.c.version.in_(select(CATALOGUE_CHANGES.c.version)).label("catalogue_changed")
         query = select(*columns, changed).where(VERSIONS.c.version > 0).order_by(VERSIONS.c.version.desc())
-        with self._transaction(reading=True) as connection:
+        with self.transaction(reading=True) as connection:
             return [
                 RoundRecord(
                     version=row.version,
@@ -384,7 +385,7 @@ class SqlStore:
 
     def kept_table(self, version: int) -> KeptTable | None:
         """See `AggregatorStore.kept_table`."""
-        with self._transaction(reading=True) as connection:
+        with self.transaction(reading=True) as connection:
             return self._kept_table(connection, version)
 
     def _kept_table(self, connection: Connection, version: int) -> KeptTable | None:
@@ -413,20 +414,24 @@ class SqlStore:
 
     def decree(self, decree: Decree) -> None:
         """See `AggregatorStore.decree`."""
-        with self._transaction() as connection:
-            _insert_version(
-                connection,
-                decree.version,
-                decree.kept.table,
-                decree.kept.strategy_state,
-                closed_at=decree.decreed_at,
-                kind=decree.kind,
-                source=decree.source,
-            )
-            _note_retired(connection, decree.version)
-            if decree.sessions:
-                _add_to_fact(connection, "session", decree.sessions)
-            self._forget(connection)
+        with self.transaction() as connection:
+            self.decree_within(connection, decree)
+
+    def decree_within(self, connection: Connection, decree: Decree) -> None:
+        """Do it within a transaction of the caller."""
+        _insert_version(
+            connection,
+            decree.version,
+            decree.kept.table,
+            decree.kept.strategy_state,
+            closed_at=decree.decreed_at,
+            kind=decree.kind,
+            source=decree.source,
+        )
+        _note_retired(connection, decree.version)
+        if decree.sessions:
+            _add_to_fact(connection, "session", decree.sessions)
+        self._forget(connection)
 
 
 def _upsert(connection: Connection, table: Any) -> Any:

@@ -86,7 +86,7 @@ def test_server_that_refuses_is_not_tried_again(cluster: Cluster, what: str) -> 
 def test_newer_database_is_refused_and_left_alone(cluster: Cluster) -> None:
     """What a later release wrote, this one does not touch."""
     address = StoreAddress(cluster.new_store())
-    with closing(PostgresStore(address)) as store, store._transaction() as connection:
+    with closing(PostgresStore(address)) as store, store.transaction() as connection:
         connection.exec_driver_sql("INSERT INTO migrations (name) VALUES ('0999 from the future')")
 
     with pytest.raises(NewerVersionError, match=r"later release \(0999 from the future\)"):

@@ -1,0 +1,222 @@
+"""What an operator does to a store beside serving it: backups, returning to a version, tables in and out.
+
+Versions only ever grow, as devices refuse nothing else: a rollback and a restore are versions of their own.
+"""
+
+import io
+import os
+import time
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+
+from broker.aggregator.catalogue_changes import with_new_rows
+from broker.aggregator.config import AggregatorConfig
+from broker.aggregator.directory import DATABASE_NAME, open_store, store_of
+from broker.aggregator.store.copying import copy, replace_all
+from broker.aggregator.store.interface import Decree, KeptTable
+from broker.aggregator.store.sql import SqlStore
+from broker.aggregator.store.sqlite import SqliteStore
+from broker.errors import CorruptError, DataError, FileUnreadableError
+from broker.protocol.catalogue import Catalogue
+from broker.storage import named_failures, read_file, sync_directory, sync_file
+from trainer.errors import ParameterError
+from trainer.params import Floats
+
+LOST_VERSIONS = 1_000_000
+"""More rounds and connections than a fleet has between a backup and the loss of what it is restored for."""
+
+
+def back_up(store: SqlStore, path: Path) -> int:
+    """Write a store into a SQLite file, whole or not at all; give the newest version in it.
+
+    Raises
+    ------
+    CorruptError, DiskFullError, InUseError, NotWritableError, StoreLostError
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with named_failures(path):
+            # What is in it is nobody else's business: make the file before SQLite does.
+            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
+        with closing(SqliteStore(temporary)) as target:
+            copy(store, target)
+            version = target.load().version
+        sync_file(temporary)
+        with named_failures(path):
+            temporary.replace(path)
+        sync_directory(path.parent)
+    finally:
+        for left in temporary.parent.glob(f"{temporary.name}*"):
+            left.unlink(missing_ok=True)
+    return version
+
+
+def restore(directory: Path, config: AggregatorConfig, backup: Path, now: float) -> tuple[int, int]:
+    """Replace a directory's store by a backup; give the backup's newest version and the one made of it.
+
+    Devices may have seen versions that the backup does not know. So the restored table becomes a version
+    above all that can have been: then their updates are stale, and they take the table.
+
+    Raises
+    ------
+    FileUnreadableError, CorruptError, NewerVersionError
+        About the backup; nothing is changed.
+    DiskFullError, InUseError, NotWritableError, StoreLostError
+    """
+    if not backup.is_file():
+        raise FileUnreadableError(f"{backup} is no file; name what edge-aggregator backup has written")
+    if backup.stat().st_size == 0:
+        raise CorruptError(f"{backup} is empty; name another backup")
+    with closing(SqliteStore(backup)) as source:
+        loaded = source.load()
+        kept = source.kept_table(loaded.version)
+        if kept is None:
+            raise CorruptError(f"{backup} lacks its newest table; name another backup")
+        with closing(_target(directory, config)) as target:
+            known = _newest_version(target, loaded.instance)
+            version = loaded.version + LOST_VERSIONS if known is None else max(known, loaded.version) + 1
+            decree = Decree(
+                version=version,
+                kind="restore",
+                kept=kept,
+                decreed_at=now,
+                source=loaded.version,
+                sessions=LOST_VERSIONS,
+            )
+            with source.transaction(reading=True) as reading, target.transaction() as writing:
+                replace_all(reading, writing)
+                target.decree_within(writing, decree)
+    return loaded.version, version
+
+
+def _target(directory: Path, config: AggregatorConfig) -> SqlStore:
+    try:
+        return open_store(directory, config)
+    except CorruptError:
+        if config.store:
+            raise
+    aside = f".damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+    for damaged in directory.glob(f"{DATABASE_NAME}*"):
+        if ".damaged-" not in damaged.name:
+            with named_failures(damaged):
+                damaged.rename(
+                    damaged.with_name(damaged.name.replace(DATABASE_NAME, DATABASE_NAME + aside, 1))
+                )
+    return store_of(directory, config)
+
+
+def _newest_version(store: SqlStore, instance: int) -> int | None:
+    """Give the newest version that a store of the same instance knows; None if it cannot tell."""
+    with suppress(CorruptError):
+        state = store.load()
+        if state.instance == instance:
+            return state.version
+    return None
+
+
+def roll_back(store: SqlStore, version: int, now: float) -> int:
+    """Make a new version whose table is an older one's; give its number.
+
+    Rows that the catalogue got since stay as they are.
+
+    Raises
+    ------
+    ParameterError
+        When the version's table is not kept any more, or is the newest.
+    """
+    newest = store.load()
+    kept = store.kept_table(version)
+    if version == newest.version or kept is None:
+        versions = [record.version for record in store.rounds(100_000)][1:]
+        offered = [each for each in (*versions, 0) if store.kept_table(each) is not None]
+        raise ParameterError(
+            f"version {version} cannot be returned to; "
+            + (f"versions {min(offered)} to {max(offered)} can" if offered else "none can yet")
+        )
+    table = np.concatenate([kept.table, newest.table[len(kept.table) :]])
+    memory = {
+        name: with_new_rows(values, len(kept.table), len(table))
+        for name, values in kept.strategy_state.items()
+    }
+    made = newest.version + 1
+    store.decree(
+        Decree(
+            version=made,
+            kind="rollback",
+            kept=KeptTable(table=table, strategy_state=memory),
+            decreed_at=now,
+            source=version,
+        )
+    )
+    return made
+
+
+def table_file(table: Floats, catalogue: Catalogue) -> bytes:
+    """Give a table as ``model.npz``: `E` (rows, dim) float32 and `item_keys` (rows,)."""
+    content = io.BytesIO()
+    np.savez(content, E=table, item_keys=np.array(catalogue.keys[: len(table)]))
+    return content.getvalue()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Imported:
+    """What an import did: the version made, rows taken, and keys of the file that the catalogue lacks."""
+
+    version: int
+    rows: int
+    unknown: int
+
+
+def import_table(store: SqlStore, path: Path, now: float) -> Imported:
+    """Make a new version of the rows of a ``model.npz``, matched by key; all other rows stay as they are.
+
+    Raises
+    ------
+    FileUnreadableError, DataError
+        About the file; nothing is changed.
+    """
+    state = store.load()
+    values, keys = _read_table(path)
+    if values.shape[1] != state.table.shape[1]:
+        raise DataError(
+            f"{path} has {values.shape[1]} dimensions; this fleet's table has {state.table.shape[1]}"
+        )
+    row_of = state.catalogue.former | {key: row for row, key in enumerate(state.catalogue.keys)}
+    table = state.table.copy()
+    taken: set[int] = set()
+    for key, row_values in zip(keys, values, strict=True):
+        row = row_of.get(key)
+        if row is not None and row not in state.catalogue.retired:
+            table[row] = row_values
+            taken.add(row)
+    if not taken:
+        raise DataError(f"{path} has no item that this fleet's catalogue has")
+    kept = KeptTable(table=table, strategy_state=state.strategy_state)
+    version = state.version + 1
+    store.decree(Decree(version=version, kind="import", kept=kept, decreed_at=now))
+    return Imported(version=version, rows=len(taken), unknown=sum(key not in row_of for key in keys))
+
+
+def _read_table(path: Path) -> tuple[Floats, list[str]]:
+    try:
+        with np.load(io.BytesIO(read_file(path)), allow_pickle=False) as arrays:
+            values, keys = arrays["E"], arrays["item_keys"]
+    except (ValueError, KeyError, OSError, EOFError, BadZipFile) as error:
+        raise DataError(f"{path} is no model.npz with the arrays E and item_keys: {error}") from error
+    if (
+        values.ndim != 2
+        or values.dtype != np.float32
+        or keys.shape != (len(values),)
+        or keys.dtype.kind != "U"
+    ):
+        raise DataError(
+            f"{path}: E has shape {values.shape} and dtype {values.dtype}, item_keys {keys.shape} and "
+            f"{keys.dtype}; wanted are (rows, dim) float32 and (rows,) text"
+        )
+    if not np.isfinite(values).all():
+        raise DataError(f"{path}: E has values that are not finite")
+    return values, [str(key) for key in keys]

@@ -1,0 +1,387 @@
+"""What an operator does to a store: prove it, back it up, restore it, roll back, take tables out and in."""
+
+import json
+import sqlite3
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from broker.aggregator.catalogue_changes import CatalogueChange
+from broker.aggregator.config import AggregatorConfig
+from broker.aggregator.core import AggregatorCore, CloseRound, Command, Journal, ReplyReceipt
+from broker.aggregator.directory import initialise, load_config, open_store
+from broker.aggregator.examination import examine, ledger_agrees
+from broker.aggregator.keeping import LOST_VERSIONS, back_up, import_table, restore, roll_back, table_file
+from broker.aggregator.store.interface import Batch
+from broker.aggregator.store.sql import SqlStore
+from broker.errors import CorruptError, DataError, FileUnreadableError
+from broker.exit_codes import ExitCode
+from broker.protocol.messages import encode
+from broker.storage import exclusive
+from tests.broker.aggregator.builders import a_change, an_update
+from tests.broker.aggregator.test_cli import Call, call
+from tests.postgres import Cluster, programs
+from trainer.errors import ParameterError
+
+__all__ = ["call"]
+
+N_ITEMS = 6
+STRATEGIES: dict[str, dict[str, object]] = {
+    "fedbuff": {},
+    "fedavg": {"strategy": "fedavg"},
+    "robust": {"robust": "trimmed-mean", "trim": 0.2, "clip_to_median": 2.0},
+    "adam": {"server_optimiser": "adam"},
+}
+
+
+class Shop:
+    """An aggregator's directory, and a core that serves it without a broker."""
+
+    def __init__(self, path: Path, config: AggregatorConfig) -> None:
+        self.path = path
+        items = path.with_suffix(".txt")
+        items.write_text("".join(f"item {row}\n" for row in range(N_ITEMS)))
+        initialise(path, config, items, dim=3, seed=1, created_at=0.0)
+        self.config = replace(load_config(path, {}), store=config.store)
+        self.seq = 0
+
+    def open(self, config: AggregatorConfig | None = None) -> SqlStore:
+        """Open the store."""
+        return open_store(self.path, config or self.config)
+
+    def serve(self, n_updates: int, config: AggregatorConfig | None = None, *, batch: int = 3) -> list[str]:
+        """Send updates, as a start of the aggregator would take them; give the verdicts."""
+        config = config or self.config
+        verdicts: list[str] = []
+        with closing(self.open(config)) as store:
+            core = AggregatorCore(
+                config.round_settings, config.make_strategy(), store.load(), store.pending()
+            )
+            commands: list[Command] = []
+            for number in range(n_updates):
+                self.seq += 1
+                change = a_change(self.seq, n_items=N_ITEMS)
+                base = max(0, core.version - number % 3)
+                update = an_update(seq=self.seq, base_version=base, instance=core.instance, change=change)
+                commands += core.update_received(f"pi{self.seq % 4}", update, encode(update), 0.0)
+                if number % batch == batch - 1 or number == n_updates - 1:
+                    store.commit(self._batch(commands, config))
+                    verdicts += [c.receipt.verdict for c in commands if isinstance(c, ReplyReceipt)]
+                    commands = []
+        return verdicts
+
+    def add_item(self, key: str) -> None:
+        """Add an item, which closes the open round."""
+        with closing(self.open()) as store:
+            change = CatalogueChange(kind="add", items=((key,),), source="new.txt", lines=(1,))
+            number = store.queue_change(change, 0.0)
+            core = AggregatorCore(
+                self.config.round_settings, self.config.make_strategy(), store.load(), store.pending()
+            )
+            store.commit(self._batch(core.change_catalogue(number, change), self.config))
+
+    def _batch(self, commands: Sequence[Command], config: AggregatorConfig) -> Batch:
+        durable = [command for command in commands if isinstance(command, Journal | CloseRound)]
+        return Batch(commands=durable, closed_at=0.0, strategy=json.dumps(asdict(config.aggregation)))
+
+
+def a_config(**settings: Any) -> AggregatorConfig:
+    """Give a configuration whose rounds are of four updates."""
+    return AggregatorConfig(fleet="shop", buffer=4, **settings)
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def new_shop(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Shop]:
+    """Give what makes a directory with a store of each kind."""
+    cluster: Cluster | None = None
+    if request.param == "postgresql":
+        assert programs() is not None, "PostgreSQL is not installed: apt-get install postgresql"
+        cluster = request.getfixturevalue("cluster")
+
+    def make(name: str = "shop", **settings: object) -> Shop:
+        store = "" if cluster is None else cluster.new_store()
+        return Shop(tmp_path / name, a_config(store=store, **settings))
+
+    return make
+
+
+@pytest.fixture
+def shop(new_shop: Callable[..., Shop]) -> Shop:
+    """Give a directory whose store has three rounds and an update that waits."""
+    made = new_shop()
+    made.serve(13)
+    return made
+
+
+def judgements(shop: Shop, config: AggregatorConfig | None = None) -> list[tuple[int, str]]:
+    """Examine a store."""
+    with closing(shop.open(config)) as store:
+        assert ledger_agrees(store)
+        return [(each.version, each.judgement) for each in examine(store)]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
+def test_every_version_is_made_anew_from_the_journal(
+    new_shop: Callable[..., Shop], strategy: dict[str, object]
+) -> None:
+    """Whatever the strategy, across restarts in the middle of a round."""
+    shop = new_shop(**strategy)
+    for _ in range(3):
+        shop.serve(6)
+
+    assert judgements(shop) == [(version, "proved") for version in (1, 2, 3, 4)]
+
+
+def test_change_of_strategy_is_no_alarm(shop: Shop) -> None:
+    """Each version is made anew with the strategy that made it."""
+    other = replace(shop.config, strategy="fedavg", server_optimiser="adam")
+    shop.serve(8, other)
+
+    assert judgements(shop, other) == [(version, "proved") for version in range(1, 6)]
+
+
+def test_change_of_the_catalogue_is_made_anew_too(shop: Shop) -> None:
+    """A version with new rows, and those after it."""
+    shop.add_item("new")
+    shop.serve(5)
+
+    assert {judgement for _, judgement in judgements(shop)} == {"proved"}
+
+
+def test_versions_before_the_window_are_forgotten(new_shop: Callable[..., Shop]) -> None:
+    """The window is replayed whole: its first version from the table before it."""
+    shop = new_shop(keep_versions=3)
+    shop.serve(4 * 6)
+
+    assert judgements(shop) == [
+        (1, "forgotten"),
+        (2, "forgotten"),
+        (3, "kept"),
+        (4, "proved"),
+        (5, "proved"),
+        (6, "proved"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("statement", "wrong"),
+    [
+        ("UPDATE journal SET staleness = staleness + 1 WHERE version = 2", 2),
+        ("DELETE FROM bodies WHERE id = (SELECT min(id) FROM journal WHERE version = 2)", 2),
+        ("UPDATE versions SET population = population + 1 WHERE version = 3", 3),
+        ("UPDATE versions SET sha256 = zeroblob(32) WHERE version = 2", 2),
+        ('UPDATE versions SET strategy = \'{"strategy": "fedavg"}\' WHERE version = 3', 3),
+    ],
+)
+def test_what_was_changed_behind_the_stores_back_is_found(statement: str, wrong: int, tmp_path: Path) -> None:
+    """One entry that is not what it was, and the version is not what the journal says."""
+    shop = Shop(tmp_path / "shop", a_config())
+    shop.serve(13)
+    with closing(sqlite3.connect(shop.path / "state.sqlite3")) as connection, connection:
+        connection.execute(statement)
+
+    with closing(shop.open()) as store:
+        found = {each.version: each.judgement for each in examine(store)}
+
+    assert found[wrong] == "wrong"
+
+
+def test_backup_is_restored_as_a_version_above_all(shop: Shop, tmp_path: Path) -> None:
+    """The table is that of the backup; what waited then waits; later updates of lost versions are stale."""
+    file = tmp_path / "backup.sqlite3"
+    with closing(shop.open()) as store:
+        assert back_up(store, file) == 3
+        before = store.load()
+    assert file.stat().st_mode & 0o077 == 0
+    shop.serve(9)
+    with closing(shop.open()) as store:
+        lost = store.load().version
+
+    assert restore(shop.path, shop.config, file, 5.0) == (3, lost + 1)
+
+    with closing(shop.open()) as store:
+        state = store.load()
+        assert (state.version, state.instance) == (lost + 1, before.instance)
+        np.testing.assert_array_equal(state.table, before.table)
+        assert state.answered == before.answered
+        assert len(store.pending()) == 1
+        assert store.next_session() > LOST_VERSIONS
+        assert store.rounds(1)[0].kind == "restore"
+    assert shop.serve(7) == ["accepted"] * 7
+    assert judgements(shop)[-2:] == [(lost + 2, "proved"), (lost + 3, "proved")]
+
+
+def test_backup_moves_a_fleet_to_another_store(
+    shop: Shop, new_shop: Callable[..., Shop], tmp_path: Path
+) -> None:
+    """Of whichever kind: all that was there is there, under versions that nobody can have seen."""
+    file = tmp_path / "backup.sqlite3"
+    with closing(shop.open()) as store:
+        back_up(store, file)
+        before = store.load()
+    other = new_shop("other")
+
+    assert restore(other.path, other.config, file, 5.0) == (3, 3 + LOST_VERSIONS)
+
+    with closing(other.open()) as store:
+        state = store.load()
+        assert (state.instance, state.catalogue.keys) == (before.instance, before.catalogue.keys)
+        np.testing.assert_array_equal(state.table, before.table)
+    assert other.serve(1) == ["duplicate"]
+
+
+def test_damaged_database_is_put_aside_for_the_backup(tmp_path: Path) -> None:
+    """What a backup is for."""
+    shop = Shop(tmp_path / "shop", a_config())
+    shop.serve(5)
+    with closing(shop.open()) as store:
+        back_up(store, tmp_path / "backup")
+    (shop.path / "state.sqlite3").write_bytes(b"damaged " * 4096)
+
+    assert restore(shop.path, shop.config, tmp_path / "backup", 5.0) == (1, 1 + LOST_VERSIONS)
+
+    assert len(list(shop.path.glob("state.sqlite3.damaged-*"))) == 1
+    assert judgements(shop)[-1] == (1 + LOST_VERSIONS, "kept")
+
+
+@pytest.mark.parametrize(
+    ("content", "error"), [(None, FileUnreadableError), (b"", CorruptError), (b"x" * 9999, CorruptError)]
+)
+def test_what_is_no_backup_changes_nothing(
+    shop: Shop, content: bytes | None, error: type[Exception], tmp_path: Path
+) -> None:
+    """It is named, and kept."""
+    file = tmp_path / "backup"
+    if content is not None:
+        file.write_bytes(content)
+    before = judgements(shop)
+
+    with pytest.raises(error):
+        restore(shop.path, shop.config, file, 5.0)
+
+    assert judgements(shop) == before
+
+
+def test_rollback_is_a_new_version_with_the_old_table(shop: Shop) -> None:
+    """Nothing that waits is lost, new items stay, and the next round goes on from there."""
+    shop.add_item("new")
+    with closing(shop.open()) as store:
+        newest, old = store.load(), store.kept_table(1)
+        assert old is not None
+        made = roll_back(store, 1, 5.0)
+        state = store.load()
+
+        assert (made, state.version) == (5, 5)
+        np.testing.assert_array_equal(state.table[:N_ITEMS], old.table)
+        np.testing.assert_array_equal(state.table[N_ITEMS:], newest.table[N_ITEMS:])
+        assert state.answered == newest.answered
+    shop.serve(4)
+    assert judgements(shop) == [(version, "proved") for version in range(1, 7)]
+
+
+@pytest.mark.parametrize("version", [3, 4, 99])
+def test_rollback_to_what_is_not_there_names_what_is(shop: Shop, version: int) -> None:
+    """The newest is no version to return to, either."""
+    with closing(shop.open()) as store, pytest.raises(ParameterError, match="versions 0 to 2 can"):
+        roll_back(store, version, 5.0)
+
+
+def test_table_goes_out_and_comes_in_by_key(shop: Shop, tmp_path: Path) -> None:
+    """Rows are matched by key in any order; other rows stay; unknown keys are counted."""
+    file = tmp_path / "model.npz"
+    with closing(shop.open()) as store:
+        before = store.load()
+        file.write_bytes(table_file(before.table, before.catalogue))
+        with np.load(file) as arrays:
+            np.testing.assert_array_equal(arrays["E"], before.table)
+            assert arrays["item_keys"].tolist() == [f"item {row}" for row in range(N_ITEMS)]
+        rows = np.arange(9, dtype=np.float32).reshape(3, 3)
+        np.savez(file, E=rows, item_keys=np.array(["item 4", "stranger", "item 0"]))
+
+        done = import_table(store, file, 5.0)
+
+        assert (done.version, done.rows, done.unknown) == (4, 2, 1)
+        expected = before.table.copy()
+        expected[4], expected[0] = rows[0], rows[2]
+        np.testing.assert_array_equal(store.load().table, expected)
+        assert len(store.pending()) == 1
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"E": np.zeros((1, 2), np.float32), "item_keys": np.array(["item 0"])},
+        {"E": np.zeros((1, 3), np.float64), "item_keys": np.array(["item 0"])},
+        {"E": np.full((1, 3), np.nan, np.float32), "item_keys": np.array(["item 0"])},
+        {"E": np.zeros((1, 3), np.float32), "item_keys": np.array(["stranger"])},
+        {"E": np.zeros((2, 3), np.float32), "item_keys": np.array(["item 0"])},
+        {"E": np.zeros((1, 3), np.float32)},
+    ],
+)
+def test_table_that_does_not_fit_changes_nothing(
+    shop: Shop, arrays: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]], tmp_path: Path
+) -> None:
+    """It is refused by name."""
+    file = tmp_path / "model.npz"
+    np.savez(file, **arrays)
+
+    with closing(shop.open()) as store:
+        with pytest.raises(DataError):
+            import_table(store, file, 5.0)
+        assert store.load().version == 3
+
+
+def test_commands_say_what_they_did(tmp_path: Path, call: Call) -> None:
+    """One after the other, as an operator calls them."""
+    shop = Shop(tmp_path / "shop", a_config())
+    shop.serve(9)
+    where = ("--dir", shop.path)
+
+    said = [
+        call("fsck", *where),
+        call("backup", *where, tmp_path / "b"),
+        call("rollback", *where, 1),
+        call("export", *where, "--table", tmp_path / "m.npz", "--rounds", tmp_path / "r.jsonl"),
+        call("import", *where, tmp_path / "m.npz"),
+        call("restore", *where, tmp_path / "b", "--yes"),
+        call("fsck", *where),
+    ]
+
+    assert [outcome.code for outcome in said] == [0] * len(said)
+    assert "2 versions proved" in said[0].stderr
+    assert "version 3 has the table of version 1" in said[2].stderr
+    assert "version 4 has 6 rows" in said[4].stderr
+    assert "is version 5 now" in said[5].stderr
+    lines = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    assert [(line["version"], line["kind"]) for line in lines] == [
+        (1, "round"),
+        (2, "round"),
+        (3, "rollback"),
+    ]
+
+
+def test_store_that_is_served_is_left_alone(tmp_path: Path, call: Call) -> None:
+    """What would change it under the service's feet is refused."""
+    shop = Shop(tmp_path / "shop", a_config())
+    shop.serve(5)
+    with exclusive(shop.path):
+        for command in (("rollback", 0), ("import", tmp_path / "m"), ("restore", tmp_path / "b", "--yes")):
+            assert call(command[0], "--dir", shop.path, *command[1:]).code == ExitCode.IN_USE
+
+
+def test_fsck_of_a_changed_journal_ends_with_its_code(tmp_path: Path, call: Call) -> None:
+    """And names the version."""
+    shop = Shop(tmp_path / "shop", a_config())
+    shop.serve(9)
+    with closing(sqlite3.connect(shop.path / "state.sqlite3")) as connection, connection:
+        connection.execute("UPDATE journal SET staleness = staleness + 1 WHERE version = 2")
+
+    outcome = call("fsck", "--dir", shop.path)
+
+    assert outcome.code == ExitCode.CORRUPT
+    assert "version 2: made anew" in outcome.stderr
