@@ -222,7 +222,9 @@ def _at_rest(fleet: Fleet) -> bool:
     directories = fleet.directories
     with opened(directories.aggregator_database) as database:
         [(version,)] = database.execute("SELECT max(version) FROM versions")
-        [(pending,)] = database.execute("SELECT count(*) FROM journal WHERE body IS NOT NULL")
+        [(pending,)] = database.execute(
+            "SELECT count(*) FROM journal WHERE verdict = 'accepted' AND version IS NULL"
+        )
     names = directories.settings.names
     return pending == 0 and all(_device_at_rest(directories.device_database(n), version) for n in names)
 
