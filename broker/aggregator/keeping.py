@@ -15,7 +15,7 @@ import numpy as np
 
 from broker.aggregator.catalogue_changes import with_new_rows
 from broker.aggregator.config import AggregatorConfig
-from broker.aggregator.directory import DATABASE_NAME, open_store, store_of
+from broker.aggregator.directory import DATABASE_NAME, open_store, serving, store_of
 from broker.aggregator.store.copying import copy, replace_all
 from broker.aggregator.store.interface import Decree, KeptTable
 from broker.aggregator.store.sql import SqlStore
@@ -76,7 +76,7 @@ def restore(directory: Path, config: AggregatorConfig, backup: Path, now: float)
         kept = source.kept_table(loaded.version)
         if kept is None:
             raise CorruptError(f"{backup} lacks its newest table; name another backup")
-        with closing(_target(directory, config)) as target:
+        with closing(_target(directory, config)) as target, serving(target):
             known = _newest_version(target, loaded.instance)
             version = loaded.version + LOST_VERSIONS if known is None else max(known, loaded.version) + 1
             decree = Decree(

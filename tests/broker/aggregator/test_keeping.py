@@ -14,12 +14,12 @@ import pytest
 from broker.aggregator.catalogue_changes import CatalogueChange
 from broker.aggregator.config import AggregatorConfig
 from broker.aggregator.core import AggregatorCore, CloseRound, Command, Journal, ReplyReceipt
-from broker.aggregator.directory import initialise, load_config, open_store
+from broker.aggregator.directory import initialise, load_config, open_store, serving
 from broker.aggregator.examination import examine, ledger_agrees
 from broker.aggregator.keeping import LOST_VERSIONS, back_up, import_table, restore, roll_back, table_file
 from broker.aggregator.store.interface import Batch
 from broker.aggregator.store.sql import SqlStore
-from broker.errors import CorruptError, DataError, FileUnreadableError
+from broker.errors import CorruptError, DataError, FileUnreadableError, InUseError
 from broker.exit_codes import ExitCode
 from broker.protocol.messages import encode
 from broker.storage import exclusive
@@ -385,3 +385,22 @@ def test_fsck_of_a_changed_journal_ends_with_its_code(tmp_path: Path, call: Call
 
     assert outcome.code == ExitCode.CORRUPT
     assert "version 2: made anew" in outcome.stderr
+
+
+@pytest.mark.postgres
+def test_nothing_is_restored_over_a_fleet_that_another_machine_serves(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """Its directory is another, so the directory's lock says nothing; the database's does."""
+    shop = Shop(tmp_path / "shop", AggregatorConfig(fleet="shop", store=cluster.new_store(), buffer=4))
+    shop.serve(4)
+    with closing(shop.open()) as store:
+        back_up(store, tmp_path / "backup")
+    shop.serve(4)
+
+    with closing(shop.open()) as elsewhere, serving(elsewhere):
+        with pytest.raises(InUseError, match="served by another process"):
+            restore(shop.path, shop.config, tmp_path / "backup", 5.0)
+        assert elsewhere.load().version == 2
+
+    assert restore(shop.path, shop.config, tmp_path / "backup", 5.0) == (1, 3)
