@@ -16,6 +16,7 @@ from broker.aggregator import storecommands
 from broker.aggregator.config import OWN_BROKERS, AggregatorConfig
 from broker.aggregator.devicecommand import DEVICE_DAYS, device, keys
 from broker.aggregator.itemscommand import items
+from broker.aggregator.options import DIRECTORY, JSON
 from broker.commandline import Duration, Identifier, echo_facts, echo_json, run, say
 from broker.embedded import choose_broker, own_broker
 from broker.servicecommand import install_service
@@ -27,19 +28,9 @@ from trainer.params import MAX_DIM
 if TYPE_CHECKING:
     from broker.aggregator.metrics import Metrics
     from broker.aggregator.service import AggregatorService
-    from broker.aggregator.store.interface import RoundRecord
     from broker.aggregator.store.sql import SqlStore
     from broker.authority.authority import Authority
     from broker.unit import Unit
-
-_DIRECTORY = click.option(
-    "--dir",
-    "directory",
-    required=True,
-    type=click.Path(path_type=Path, file_okay=False, readable=False),
-    help="The aggregator's directory.",
-)
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -55,7 +46,7 @@ def cli() -> None:
 
 
 @cli.command()
-@_DIRECTORY
+@DIRECTORY
 @click.option("--fleet", required=True, type=Identifier("the fleet name"), help="Part of every MQTT topic.")
 @click.option(
     "--items",
@@ -164,7 +155,7 @@ def _store_of(flag: str | None) -> str | None:
 
 
 @cli.command()
-@_DIRECTORY
+@DIRECTORY
 @click.option("--broker", help="auto, mosquitto, embedded, or mqtt://HOST:PORT.  [default: as configured]")
 @click.option("--port", type=int, help="Of our own broker.  [default: as configured]")
 @click.option("--verbose", is_flag=True, help="Log more.")
@@ -304,8 +295,8 @@ def _listener(
 
 
 @cli.command()
-@_DIRECTORY
-@_JSON
+@DIRECTORY
+@JSON
 def status(directory: Path, *, as_json: bool) -> None:
     """Tell the newest version and what became of all updates.
 
@@ -343,11 +334,11 @@ def status(directory: Path, *, as_json: bool) -> None:
 
 
 @cli.command()
-@_DIRECTORY
+@DIRECTORY
 @click.option(
     "--limit", default=20, show_default=True, type=click.IntRange(1), help="How many, newest first."
 )
-@_JSON
+@JSON
 def rounds(directory: Path, limit: int, *, as_json: bool) -> None:
     """List the newest server rounds.
 
@@ -371,18 +362,10 @@ def rounds(directory: Path, limit: int, *, as_json: bool) -> None:
     click.echo("version  updates  closed by  staleness      bytes up  closed at (UTC)")
     for record in records:
         click.echo(
-            f"{record.version:>7}  {record.updates:>7}  {_closed_by(record):<9}  "
+            f"{record.version:>7}  {record.updates:>7}  {record.closed_by:<9}  "
             f"{record.staleness_mean:>9.2f}  {record.bytes_up:>12}  "
             f"{datetime.fromtimestamp(record.closed_at, UTC):%Y-%m-%d %H:%M:%S}"
         )
-
-
-def _closed_by(record: "RoundRecord") -> str:
-    if record.kind != "round":
-        return record.kind
-    if record.catalogue_changed:
-        return "catalogue"
-    return "deadline" if record.by_deadline else "buffer"
 
 
 def _unit_of(directory: Path, user: str | None) -> "Unit":

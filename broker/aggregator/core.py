@@ -130,6 +130,13 @@ class JournalEntry:
     body: bytes | None
 
 
+def what_closed(*, catalogue_changed: bool, by_deadline: bool) -> str:
+    """Give ``catalogue``, ``deadline`` or ``buffer``: what closed a round."""
+    if catalogue_changed:
+        return "catalogue"
+    return "deadline" if by_deadline else "buffer"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ClosedRound:
     """A server round's outcome.
@@ -167,10 +174,8 @@ class ClosedRound:
 
     @property
     def closed_by(self) -> str:
-        """What closed it: ``catalogue``, ``deadline`` or ``buffer``."""
-        if self.catalogue_step is not None:
-            return "catalogue"
-        return "deadline" if self.by_deadline else "buffer"
+        """See `what_closed`."""
+        return what_closed(catalogue_changed=self.catalogue_step is not None, by_deadline=self.by_deadline)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,19 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from broker.aggregator.options import DIRECTORY, JSON
 from broker.commandline import Identifier, echo_json, say
 
 if TYPE_CHECKING:
     from broker.authority.authority import Authority
 
 DEVICE_DAYS = 1825
-_DIRECTORY = click.option(
-    "--dir",
-    "directory",
-    required=True,
-    type=click.Path(path_type=Path, file_okay=False, readable=False),
-    help="The aggregator's directory.",
-)
 _ID = click.argument("device", metavar="ID", type=Identifier("the device id"))
 
 
@@ -35,7 +29,7 @@ def device() -> None:
 
 
 @device.command()
-@_DIRECTORY
+@DIRECTORY
 @_ID
 @click.option(
     "--days", default=DEVICE_DAYS, show_default=True, type=click.IntRange(0, 7300), help="Validity."
@@ -60,12 +54,12 @@ def add(directory: Path, device: str, days: int, host: str | None) -> None:
 
 
 @device.command()
-@_DIRECTORY
+@DIRECTORY
 @_ID
 def revoke(directory: Path, device: str) -> None:
     """Revoke all certificates of a device: it gets no new connection.
 
-    A connection that is open lasts until it breaks; `device block` ends what it sends from counting.
+    A connection that is open lasts until it breaks; until then what the device sends counts.
 
     \b
     Example:
@@ -77,8 +71,8 @@ def revoke(directory: Path, device: str) -> None:
 
 
 @device.command("list")
-@_DIRECTORY
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@DIRECTORY
+@JSON
 def list_devices(directory: Path, *, as_json: bool) -> None:
     """List the certificates that were issued.
 
@@ -116,7 +110,7 @@ def keys() -> None:
 
 
 @keys.command()
-@_DIRECTORY
+@DIRECTORY
 def renew(directory: Path) -> None:
     """Issue the broker's and the aggregator's certificates anew; used from the next start on.
 
@@ -129,7 +123,7 @@ def renew(directory: Path) -> None:
 
 
 @keys.command()
-@_DIRECTORY
+@DIRECTORY
 def rotate(directory: Path) -> None:
     """Sign heads with the next key, which devices have known all along; used from the next start on.
 

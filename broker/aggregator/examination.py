@@ -41,7 +41,7 @@ def examine(store: AggregatorStore) -> Iterator[Examined]:
     for record in reversed(store.rounds(_PAGE)):
         kept = _kept(store, record.version)
         yield _judge(store, record, before, kept)
-        before = (record.version, kept if isinstance(kept, KeptTable) else None)
+        before = (record.version, kept)
 
 
 def ledger_agrees(store: AggregatorStore) -> bool:
@@ -125,9 +125,7 @@ def _made_anew(
 def _judge_rollback(store: AggregatorStore, record: RoundRecord, kept: KeptTable) -> Examined:
     source = None if record.source is None else _kept(store, record.source)
     if source is None:
-        return Examined(version=record.version, judgement="kept", why="the version it returned to has left")
+        return _judged(record, "kept", "the version it returned to has left")
     if np.array_equal(source.table, kept.table[: len(source.table)]):
-        return Examined(version=record.version, judgement="proved")
-    return Examined(
-        version=record.version, judgement="wrong", why=f"it is not the table of version {record.source}"
-    )
+        return _judged(record, "proved")
+    return _judged(record, "wrong", f"it is not the table of version {record.source}")

@@ -6,20 +6,14 @@ from pathlib import Path
 
 import click
 
+from broker.aggregator.options import DIRECTORY
 from broker.commandline import say
 from broker.errors import TimedOutError
-from broker.storage import is_in_use, read_file
+from broker.storage import read_file
 from trainer.errors import ParameterError
 
 _WAIT_S = 30.0
 _POLL_S = 0.05
-_DIRECTORY = click.option(
-    "--dir",
-    "directory",
-    required=True,
-    type=click.Path(path_type=Path, file_okay=False, readable=False),
-    help="The aggregator's directory.",
-)
 _FILE = click.argument("file", type=click.Path(path_type=Path, readable=False))
 
 
@@ -37,7 +31,7 @@ def items() -> None:
 
 
 @items.command()
-@_DIRECTORY
+@DIRECTORY
 @_FILE
 def add(directory: Path, file: Path) -> None:
     """Add the items of FILE: a key a line, or the first column.
@@ -53,7 +47,7 @@ def add(directory: Path, file: Path) -> None:
 
 
 @items.command()
-@_DIRECTORY
+@DIRECTORY
 @_FILE
 def retire(directory: Path, file: Path) -> None:
     """Retire the items of FILE, a key a line: they are not recommended any more.
@@ -66,7 +60,7 @@ def retire(directory: Path, file: Path) -> None:
 
 
 @items.command()
-@_DIRECTORY
+@DIRECTORY
 @_FILE
 def rename(directory: Path, file: Path) -> None:
     """Rename the items of FILE: a key and its new one a line, in two columns.
@@ -82,7 +76,7 @@ def rename(directory: Path, file: Path) -> None:
 
 def _change(kind: str, directory: Path, file: Path) -> None:
     from broker.aggregator.catalogue_changes import KINDS, parse_change
-    from broker.aggregator.directory import load_config, open_store
+    from broker.aggregator.directory import is_served, load_config, open_store
 
     config = load_config(directory, os.environ)
     change = parse_change(next(each for each in KINDS if each == kind), read_file(file), str(file))
@@ -91,7 +85,7 @@ def _change(kind: str, directory: Path, file: Path) -> None:
         number = store.queue_change(change, time.time())
         outcome = store.change_outcome(number)
         deadline = time.monotonic() + _WAIT_S
-        while outcome is None and is_in_use(directory):
+        while outcome is None and is_served(directory, store):
             if time.monotonic() > deadline:
                 raise TimedOutError(
                     f"the aggregator of {directory} has not made the change within {_WAIT_S:.0f} s; it is "

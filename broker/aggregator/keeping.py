@@ -13,7 +13,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from broker.aggregator.catalogue_changes import with_new_rows
+from broker.aggregator.catalogue_changes import rolled_back, with_new_rows
 from broker.aggregator.config import AggregatorConfig
 from broker.aggregator.directory import DATABASE_NAME, open_store, serving, store_of
 from broker.aggregator.store.copying import copy, replace_all
@@ -137,7 +137,7 @@ def roll_back(store: SqlStore, version: int, now: float) -> int:
             f"version {version} cannot be returned to; "
             + (f"versions {min(offered)} to {max(offered)} can" if offered else "none can yet")
         )
-    table = np.concatenate([kept.table, newest.table[len(kept.table) :]])
+    table = rolled_back(kept.table, newest.table)
     memory = {
         name: with_new_rows(values, len(kept.table), len(table))
         for name, values in kept.strategy_state.items()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from broker.aggregator.options import DIRECTORY, JSON
 from broker.commandline import echo_json, say
 from broker.errors import CorruptError, NothingYetError
 from broker.storage import exclusive, write_atomically
@@ -20,14 +21,6 @@ from broker.storage import exclusive, write_atomically
 if TYPE_CHECKING:
     from broker.aggregator.store.sql import SqlStore
 
-_DIRECTORY = click.option(
-    "--dir",
-    "directory",
-    required=True,
-    type=click.Path(path_type=Path, file_okay=False, readable=False),
-    help="The aggregator's directory.",
-)
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _YES = click.option("--yes", is_flag=True, help="Do not ask.")
 _FILE = click.argument("file", type=click.Path(path_type=Path, dir_okay=False, readable=False))
 
@@ -55,8 +48,8 @@ def _opened(directory: Path, *, alone: bool = False) -> Iterator["SqlStore"]:
 
 
 @click.command()
-@_DIRECTORY
-@_JSON
+@DIRECTORY
+@JSON
 def fsck(directory: Path, *, as_json: bool) -> None:
     """Make every version anew from the journal, and compare hashes; works while `start` runs.
 
@@ -89,7 +82,7 @@ def fsck(directory: Path, *, as_json: bool) -> None:
 
 
 @click.command()
-@_DIRECTORY
+@DIRECTORY
 @_FILE
 def backup(directory: Path, file: Path) -> None:
     """Write all that the store holds to FILE, as it is at one moment; works while `start` runs.
@@ -109,7 +102,7 @@ def backup(directory: Path, file: Path) -> None:
 
 
 @click.command()
-@_DIRECTORY
+@DIRECTORY
 @_FILE
 @_YES
 def restore(directory: Path, file: Path, *, yes: bool) -> None:
@@ -133,7 +126,7 @@ def restore(directory: Path, file: Path, *, yes: bool) -> None:
 
 
 @click.command()
-@_DIRECTORY
+@DIRECTORY
 @click.argument("version", type=click.IntRange(0))
 def rollback(directory: Path, version: int) -> None:
     """Return to the table of VERSION, as a new version; `start` must not run.
@@ -152,7 +145,7 @@ def rollback(directory: Path, version: int) -> None:
 
 
 @click.command(name="export")
-@_DIRECTORY
+@DIRECTORY
 @click.option("--table", type=click.Path(path_type=Path, dir_okay=False), help="Write model.npz here.")
 @click.option("--version", type=click.IntRange(0), help="Of the table.  [default: the newest]")
 @click.option("--rounds", type=click.Path(path_type=Path, dir_okay=False), help="Write JSON lines here.")
@@ -188,7 +181,7 @@ def export(directory: Path, table: Path | None, version: int | None, rounds: Pat
 
 
 @click.command(name="import")
-@_DIRECTORY
+@DIRECTORY
 @_FILE
 def import_(directory: Path, file: Path) -> None:
     """Take the rows of a model.npz into a new version, matched by item key; `start` must not run.

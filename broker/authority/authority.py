@@ -169,12 +169,6 @@ class Authority:
         with self._changing():
             return self._issue("device", device, now, days)
 
-    def issue_aggregator(self, name: str, now: datetime, days: int = SERVER_DAYS) -> Issued:
-        """Issue a certificate for one more aggregator process, whose client id is ``aggregator:NAME``."""
-        checked_id(name, "the name")
-        with self._changing():
-            return self._issue("aggregator", name, now, days)
-
     def renew(self, now: datetime) -> None:
         """Issue the broker's and the aggregator's certificates anew, in place."""
         with self._changing():

@@ -13,7 +13,7 @@ import pytest
 from broker.embedded import free_port
 from tests.brokers import HOST, children_of, command_of, require
 from tests.edge.builders import ITEM_KEYS
-from tests.edge.running import RunningCommand, an_aggregator, run_command, told, wait_until
+from tests.edge.running import RunningCommand, an_aggregator, looking_at, run_command, told, wait_until
 
 pytestmark = [pytest.mark.process, pytest.mark.mqtt]
 
@@ -79,8 +79,6 @@ def test_secure_fleet_learns_and_lets_no_secret_out(tmp_path: Path) -> None:
 
 
 def _accepted(directory: Path) -> int:
-    from tests.edge.running import looking_at  # noqa: PLC0415
-
     with looking_at(directory) as store:
         return store.receipts().get("accepted", 0)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from broker.aggregator.catalogue_changes import CatalogueChange
-from broker.aggregator.core import CloseRound, CoreState, Journal
+from broker.aggregator.core import CloseRound, CoreState, Journal, what_closed
 from broker.protocol.catalogue import Catalogue
 from broker.protocol.messages import Update
 from trainer.params import Floats, ScoreFunction
@@ -43,6 +43,13 @@ class RoundRecord:
     source: int | None = None
     population: int | None = None
     strategy: str | None = None
+
+    @property
+    def closed_by(self) -> str:
+        """What made it: for a round `what_closed` it, else its kind."""
+        if self.kind != "round":
+            return self.kind
+        return what_closed(catalogue_changed=self.catalogue_changed, by_deadline=self.by_deadline)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -4,6 +4,7 @@ A subclass connects, and names what its database complains of. One transaction a
 all updates in it (group commit).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -47,7 +48,7 @@ from trainer.params import Floats, ScoreFunction
 _IS_PENDING = JOURNAL.c.version.is_(None) & (JOURNAL.c.verdict == "accepted")
 
 
-class SqlStore:
+class SqlStore(ABC):
     """See `AggregatorStore`.
 
     Parameters
@@ -74,13 +75,13 @@ class SqlStore:
             self.close()
             raise
 
+    @abstractmethod
     def _failures(self) -> AbstractContextManager[None]:
         """Name what the driver raises within."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _new_ids(self, connection: Connection, count: int) -> Sequence[int]:
         """Give ids above all that the journal has."""
-        raise NotImplementedError
 
     def close(self) -> None:
         """See `AggregatorStore.close`."""

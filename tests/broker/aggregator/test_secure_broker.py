@@ -2,6 +2,7 @@
 
 import os
 import queue
+import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -155,8 +156,6 @@ def test_broker_of_another_name_is_refused(fleet: Fleet, monkeypatch: pytest.Mon
 
 
 def _to_this_machine(address: tuple[str, int], timeout: float) -> object:
-    import socket  # noqa: PLC0415
-
     link = socket.socket()
     link.settimeout(timeout)
     link.connect((HOST, address[1]))
@@ -248,8 +247,6 @@ def test_old_tls_is_refused(fleet: Fleet) -> None:
     with pytest.warns(DeprecationWarning, match="TLSv1"):
         context.minimum_version, context.maximum_version = ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1
     context.set_ciphers("ALL:@SECLEVEL=0")
-    import socket  # noqa: PLC0415
-
     with (
         socket.create_connection((HOST, fleet.address(files).port)) as link,
         pytest.raises(ssl.SSLError, match=r"(?i)version|protocol"),
