@@ -20,7 +20,7 @@ from broker.connection import Connected, Connection, EventQueue, LinkEvent, Lost
 from broker.errand import Errand
 from broker.errors import EncodingError, ProtocolError, RefusedError
 from broker.protocol.chunks import CHUNK_BYTES, cut
-from broker.protocol.messages import Chunk, Delta, Head, Receipt, Status, decode, encode
+from broker.protocol.messages import Chunk, Delta, Head, Quality, Receipt, Status, decode, encode
 from broker.protocol.topics import Filter, FleetTopics, Topic
 from broker.protocol.versions import sha256
 from edge.bulletin import Bulletin
@@ -28,6 +28,7 @@ from edge.config import DeviceConfig, needs_restart, read_head_keys
 from edge.download import Download, all_filters
 from edge.guards import Permission, Reading, permission, unknown_facts
 from edge.personal import Personal, make_update
+from edge.quality import compare
 from edge.scorer import available_scorer_name
 from edge.session import (
     Activity,
@@ -44,7 +45,7 @@ from edge.store import DeviceStore, Interacted, Model
 from edge.surroundings import Surroundings
 from edge.trust import Trust
 from trainer.local import LocalResult, local_pass
-from trainer.params import Rows
+from trainer.params import Floats, Rows
 from trainer.sampling import NegativeSampler
 
 _LOG = logging.getLogger(__name__)
@@ -264,10 +265,13 @@ class Agent:
             _LOG.error("version %d is not used: %s", download.head.version, error)
             self._carry_out(self._session.table_failed(now))
             return
+        report = self._compare(download.head, table)
         self._store.replace_model(download.head, table, catalogue)
         if catalogue is not None:
             self._personal = self._store.personal()
         self._model = Model(head=download.head, table=table)
+        if report is not None:
+            self._publish(self._topics.quality(self._config.device_id), encode(report))
         how = f"by {len(download.steps)} steps" if download.steps else "as a whole"
         _LOG.info(
             "table version %d is here, %s: %d bytes", download.head.version, how, download.bytes_received
@@ -276,6 +280,24 @@ class Agent:
         self._interacted = None
         self._look_for_interactions(now)
         self._carry_out(self._session.table_ready(download.head, now))
+
+    def _compare(self, head: Head, table: Floats) -> Quality | None:
+        """Give what the fleet's guard asks of some devices: how a new table does beside the one here."""
+        before, interacted = self._model, self._interacted
+        if before is None or interacted is None or before.head.instance != head.instance:
+            return None
+        if not head.asks(self._config.device_id):
+            return None
+        return compare(
+            head,
+            table,
+            before.head.version,
+            before.table,
+            None if self._personal is None else self._personal.score_function,
+            interacted.newest,
+            interacted.retired,
+            self._rng,
+        )
 
     def _begin_download(self, head: Head, steps: tuple[Delta, ...], *, catalogue: bool) -> None:
         self._break_download()

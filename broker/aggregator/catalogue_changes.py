@@ -9,7 +9,7 @@ rounded once.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -252,15 +252,23 @@ class _Draft:
             )
 
 
-def rolled_back(old: Floats, current: Floats) -> Floats:
-    """Give the table of an older version with the rows that have come since; a table never loses rows.
+def rolled_back(
+    old: Floats, memory: Mapping[str, Floats], current: Floats
+) -> tuple[Floats, Mapping[str, Floats]]:
+    """Give an older version's table, and what the strategy remembered, with the rows that have come since.
+
+    A table never loses rows. This is what a rollback makes a version of, whoever ordered it.
 
     Parameters
     ----------
     old : ndarray, shape (n, dim), float32
+    memory : mapping of str to ndarray
+        What belongs to `old`.
     current : ndarray, shape (n or more, dim), float32
+        The newest table.
     """
-    return old if len(old) == len(current) else np.concatenate((old, current[len(old) :]))
+    table = old if len(old) == len(current) else np.concatenate((old, current[len(old) :]))
+    return table, {name: with_new_rows(values, len(old), len(table)) for name, values in memory.items()}
 
 
 def with_new_rows(array: Floats, n_before: int, n_after: int) -> Floats:

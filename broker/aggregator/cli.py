@@ -28,6 +28,7 @@ from trainer.params import MAX_DIM
 if TYPE_CHECKING:
     from broker.aggregator.metrics import Metrics
     from broker.aggregator.service import AggregatorService
+    from broker.aggregator.store.interface import RoundRecord
     from broker.aggregator.store.sql import SqlStore
     from broker.authority.authority import Authority
     from broker.unit import Unit
@@ -359,13 +360,15 @@ def rounds(directory: Path, limit: int, *, as_json: bool) -> None:
     if not records:
         say("no round has been closed yet")
         return
-    click.echo("version  updates  closed by  staleness      bytes up  closed at (UTC)")
+    click.echo("version  updates  closed by  staleness      bytes up  closed at (UTC)      guard    HR@10")
     for record in records:
-        click.echo(
+        line = (
             f"{record.version:>7}  {record.updates:>7}  {record.closed_by:<9}  "
             f"{record.staleness_mean:>9.2f}  {record.bytes_up:>12}  "
-            f"{datetime.fromtimestamp(record.closed_at, UTC):%Y-%m-%d %H:%M:%S}"
+            f"{datetime.fromtimestamp(record.closed_at, UTC):%Y-%m-%d %H:%M:%S}  "
+            f"{_quality_of(record)}"
         )
+        click.echo(line.rstrip())
 
 
 def _unit_of(directory: Path, user: str | None) -> "Unit":
@@ -373,6 +376,13 @@ def _unit_of(directory: Path, user: str | None) -> "Unit":
     from broker.aggregator.unit import aggregator_unit
 
     return aggregator_unit(directory, load_config(directory, os.environ), user)
+
+
+def _quality_of(record: "RoundRecord") -> str:
+    quality = record.quality
+    if quality is None or not quality.reports:
+        return ""
+    return f"{quality.finding:<8} {quality.hits / quality.reports:.3f} ({quality.reports} devices)"
 
 
 cli.add_command(items)

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from broker.address import BrokerAddress
 from broker.aggregator.core import RoundSettings
+from broker.aggregator.guard import GuardSettings
 from broker.aggregator.store.address import StoreAddress
 from broker.aggregator.store.interface import KEEP_VERSIONS
 from broker.configfile import option
@@ -85,6 +86,10 @@ class AggregatorConfig:
         0.0, "Updates that the whole fleet should send a second, at most; devices wait longer then. 0: any."
     )
     least_updates: int = option(1, "Fewer updates do not close a round at its deadline.")
+    guard_reports: int = option(
+        24, "Devices' reports that promote a version once there are twice as many devices; 0: no guard."
+    )
+    guard_wait_s: float = option(120.0, "Seconds after which a version is promoted with fewer reports.")
     max_idle_passes: int = option(100, "Passes that a device makes without a new interaction.")
     encoding: str = option(
         "int8", "How updates are encoded: float32 (exact), int8 (a quarter the size) or int4 (a sixth)."
@@ -160,6 +165,7 @@ class AggregatorConfig:
             check_in_s=self.check_in_s,
             updates_per_s=self.updates_per_s or None,
             least_updates=min(self.least_updates, self.aggregation.buffer(self.buffer)),
+            guard=GuardSettings(reports=self.guard_reports, wait_s=self.guard_wait_s),
         )
 
     def make_strategy(self) -> Strategy:
@@ -200,4 +206,5 @@ class AggregatorConfig:
             encoding=self.encoding,
             check_in_s=float(self.check_in_s),
             max_idle_passes=self.max_idle_passes,
+            guard=self.round_settings.guard.rate(self.round_settings.buffer),
         )

@@ -23,6 +23,9 @@ version that the round makes. The service stores the outcome of a whole batch of
 only afterwards may anything be acknowledged or published. Therefore `ReplyReceipt` and `PublishVersion` are
 commands to be carried out after the `Journal` and `CloseRound` commands of the same batch are durable.
 
+While the guard has a version on trial, rounds do not close; if it finds it bad, a new version has an older
+table again. What was trained on the bad one, then or later, does not count: dropped, or rejected by name.
+
 Two invariants, held by tests with random event orders: versions only grow, by one for each closed
 round; and no accepted update is in more than one round, or in none once its round closed.
 """
@@ -38,16 +41,21 @@ from broker.aggregator.catalogue_changes import (
     CatalogueStep,
     Changed,
     apply_change,
+    rolled_back,
     with_new_rows,
 )
+from broker.aggregator.guard import Finding, Guard, GuardSettings, Restorable, VersionQuality
 from broker.aggregator.pacing import Pacing
 from broker.errors import EncodingError
 from broker.protocol.catalogue import Catalogue
 from broker.protocol.encodings import ENCODINGS, SparseChange
-from broker.protocol.messages import Receipt, Update, Verdict
+from broker.protocol.messages import Quality, Receipt, Update, Verdict, is_sampled
 from trainer.aggregation import Strategy
 from trainer.errors import ParameterError
 from trainer.params import Floats
+
+_HELD_ROUNDS = 2
+"""Updates that may wait for the guard's finding, in rounds' worth."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +78,8 @@ class RoundSettings:
         The pace: updates of the whole fleet a second, at most; see `broker.aggregator.pacing`.
     least_updates : int
         Fewer do not close a round at its deadline: it goes on until so many are in.
+    guard : GuardSettings
+        What makes a version bad; see `broker.aggregator.guard`.
     """
 
     buffer: int = 32
@@ -79,6 +89,7 @@ class RoundSettings:
     check_in_s: float = 30.0
     updates_per_s: float | None = None
     least_updates: int = 1
+    guard: GuardSettings = field(default_factory=lambda: GuardSettings(reports=0))
 
     def __post_init__(self) -> None:
         if not 1 <= self.buffer <= 1_000_000:
@@ -160,6 +171,10 @@ class ClosedRound:
         The change of the catalogue that closed it, which is applied with it.
     population : int or None
         Clients that the strategy was told of; with the journal, all that is needed to make the version anew.
+    restored : int or None
+        The older version whose table it has again. Nothing of its round is counted then.
+    dropped : int
+        Updates that were accepted and are not counted for that reason.
     """
 
     version: int
@@ -171,10 +186,14 @@ class ClosedRound:
     strategy_state: Mapping[str, Floats] = field(default_factory=dict)
     catalogue_step: CatalogueStep | None = None
     population: int | None = None
+    restored: int | None = None
+    dropped: int = 0
 
     @property
     def closed_by(self) -> str:
-        """See `what_closed`."""
+        """``rollback``, or see `what_closed`."""
+        if self.restored is not None:
+            return "rollback"
         return what_closed(catalogue_changed=self.catalogue_step is not None, by_deadline=self.by_deadline)
 
 
@@ -192,6 +211,13 @@ class CloseRound:
     round: ClosedRound
 
 
+@dataclass(frozen=True, slots=True)
+class KeepQuality:
+    """Store what is known of a version's quality, in the place of what was known of it before."""
+
+    quality: VersionQuality
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ReplyReceipt:
     """Send a receipt to a device."""
@@ -207,7 +233,7 @@ class PublishVersion:
     version: int
 
 
-Command: TypeAlias = Journal | CloseRound | ReplyReceipt | PublishVersion
+Command: TypeAlias = Journal | CloseRound | KeepQuality | ReplyReceipt | PublishVersion
 
 
 @dataclass(kw_only=True, slots=True)
@@ -229,6 +255,10 @@ class CoreState:
         empty before the first round, and for strategies without memory.
     catalogue : Catalogue
         Of the table's rows.
+    before : Restorable or None
+        The version before, if the newest one was on trial.
+    rolled_back : list of (int, int)
+        Versions that were restored, each with the version that did it: those between are not built upon.
     """
 
     instance: int
@@ -238,6 +268,8 @@ class CoreState:
     seen: set[str] = field(default_factory=set)
     strategy_state: Mapping[str, Floats] = field(default_factory=dict)
     catalogue: Catalogue = field(default_factory=lambda: Catalogue(()))
+    before: Restorable | None = None
+    rolled_back: list[tuple[int, int]] = field(default_factory=list)
 
 
 class AggregatorCore:
@@ -265,6 +297,12 @@ class AggregatorCore:
         self._state = state
         self._opened_at: float | None = None
         self._retired = state.catalogue.retired_rows
+        # As the plan in the head says, which other settings for rounds do not change.
+        self._sample_rate = settings.guard.rate(settings.buffer)
+        newest = Restorable(version=state.version, table=state.table, memory=state.strategy_state)
+        self._guard = Guard(settings.guard, state.before or newest)
+        if state.before is not None:
+            self._guard.published(newest, finding=self._first_finding)
         self._open_round()
         for update, staleness, size in pending:
             change = ENCODINGS[update.encoding].decode(update.body, *state.table.shape)
@@ -291,6 +329,11 @@ class AggregatorCore:
         return self._state.instance
 
     @property
+    def on_trial(self) -> bool:
+        """Whether the newest version waits for the guard's finding; until then no next one is made."""
+        return self._guard.on_trial
+
+    @property
     def buffered(self) -> int:
         """How many updates the open round has."""
         return self._round.count
@@ -308,6 +351,8 @@ class AggregatorCore:
     @property
     def wake_at(self) -> float | None:
         """When `tick` should be called next: the open round's deadline; None if nothing waits."""
+        if self._guard.on_trial:
+            return self._guard.ends_at
         enough = self._round.count >= self.settings.least_updates
         if not enough or self._opened_at is None or self.settings.deadline_s is None:
             return None
@@ -353,12 +398,45 @@ class AggregatorCore:
         if self._opened_at is None:
             self._opened_at = now
         commands: list[Command] = [Journal(entry), reply]
-        if self._round.count >= self.settings.buffer:
+        if self._round.count >= self.settings.buffer and not self._is_held:
             commands += self._close(by_deadline=False)
         return commands
 
     def tick(self, now: float) -> list[Command]:
-        """Close the open round if its deadline has passed."""
+        """Close the open round if its deadline has passed, and no version is on trial any more."""
+        quality = self._guard.tick(now)
+        return ([] if quality is None else [KeepQuality(quality)]) + self._close_if_due(now)
+
+    def quality_received(self, device: str, report: Quality, now: float) -> list[Command]:
+        """Take a device's report of the newest version; go back to an older table if that shows it is bad."""
+        if (
+            report.instance != self._state.instance
+            or self._is_rolled_back(report.version_before)
+            or not is_sampled(report.instance, report.version, device, self._sample_rate)
+        ):
+            return []
+        was_bad = self._guard.is_bad
+        quality = self._guard.report(device, report)
+        if quality is None:
+            return []
+        kept: list[Command] = [KeepQuality(quality)]
+        if quality.finding == "bad" and not was_bad:
+            return kept + self._roll_back(self._guard.good)
+        return kept + self._close_if_due(now)
+
+    def _roll_back(self, good: Restorable) -> list[Command]:
+        """Make a new version with the table of an older one, and the rows that have come since.
+
+        The open round's updates are dropped; those that come later from a version in between are rejected.
+        """
+        table, memory = rolled_back(good.table, good.memory, self._state.table)
+        commands = self._made(table, memory, restored=good.version, dropped=self._round.count)
+        self._state.rolled_back.append((good.version, self._state.version))
+        return commands
+
+    def _close_if_due(self, now: float) -> list[Command]:
+        if self._is_held:
+            return []
         if self._round.count and self._opened_at is None:
             # Updates from before a restart: their deadline starts again, as the clock may have.
             self._opened_at = now
@@ -390,6 +468,8 @@ class AggregatorCore:
                 "trained on the table of another aggregator directory; fetch the head again",
                 None,
             )
+        if self._is_rolled_back(update.base_version):
+            return "rejected", f"version {update.base_version} was rolled back", None
         if update.base_version > self.version:
             return "rejected", f"base version {update.base_version} does not exist yet", None
         encoding = ENCODINGS.get(update.encoding)
@@ -402,6 +482,20 @@ class AggregatorCore:
         if staleness > self.settings.max_staleness:
             return "stale", f"{staleness} versions old; at most {self.settings.max_staleness} count", None
         return "accepted", "", change
+
+    @property
+    def _is_held(self) -> bool:
+        """Whether the open round waits for the guard's finding."""
+        return self._guard.on_trial and self._round.count < _HELD_ROUNDS * self.settings.buffer
+
+    def _is_rolled_back(self, version: int) -> bool:
+        return any(restored < version < by for restored, by in self._state.rolled_back)
+
+    @property
+    def _first_finding(self) -> Finding:
+        # In a small fleet so many reports would be long in coming.
+        guard = self.settings.guard
+        return "trial" if guard.reports and self.population >= 2 * guard.reports else "unjudged"
 
     def _count(self, change: SparseChange, staleness: int, size: int) -> None:
         self._round.add(change.rows, change.change, staleness)
@@ -439,23 +533,57 @@ class AggregatorCore:
             catalogue_step = CatalogueStep(number=number, change=asked, catalogue=changed.catalogue)
             self._state.catalogue = changed.catalogue
             self._retired = changed.catalogue.retired_rows
-        change.flags.writeable = False
-        self._state.version += 1
-        self._state.table = change
-        self._state.strategy_state = strategy_state
-        closed = ClosedRound(
-            version=self._state.version,
-            table=change,
+        return self._made(
+            change,
+            strategy_state,
             updates=self._round.count,
             staleness_sum=self._staleness_sum,
             bytes_up=self._bytes_up,
             by_deadline=by_deadline,
-            strategy_state=strategy_state,
             catalogue_step=catalogue_step,
             population=self.population,
         )
+
+    def _made(
+        self,
+        table: Floats,
+        strategy_state: Mapping[str, Floats],
+        *,
+        updates: int = 0,
+        staleness_sum: int = 0,
+        bytes_up: int = 0,
+        by_deadline: bool = False,
+        catalogue_step: CatalogueStep | None = None,
+        population: int | None = None,
+        restored: int | None = None,
+        dropped: int = 0,
+    ) -> list[Command]:
+        """Go on with a new version, and open the next round."""
+        table.flags.writeable = False
+        ended = self._guard.overtaken()
+        self._state.version += 1
+        self._state.table = table
+        self._state.strategy_state = strategy_state
+        closed = ClosedRound(
+            version=self._state.version,
+            table=table,
+            updates=updates,
+            staleness_sum=staleness_sum,
+            bytes_up=bytes_up,
+            by_deadline=by_deadline,
+            strategy_state=strategy_state,
+            catalogue_step=catalogue_step,
+            population=population,
+            restored=restored,
+            dropped=dropped,
+        )
+        finding = self._first_finding if restored is None else "restored"
+        self._guard.published(
+            Restorable(version=closed.version, table=table, memory=strategy_state), finding=finding
+        )
         self._open_round()
-        return [CloseRound(closed), PublishVersion(closed.version)]
+        commands: list[Command] = [] if ended is None else [KeepQuality(ended)]
+        return [*commands, CloseRound(closed), PublishVersion(closed.version)]
 
     def _reply(self, device: str, update: Update, verdict: Verdict, reason: str) -> ReplyReceipt:
         receipt = Receipt(

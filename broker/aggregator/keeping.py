@@ -13,7 +13,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from broker.aggregator.catalogue_changes import rolled_back, with_new_rows
+from broker.aggregator.catalogue_changes import rolled_back
 from broker.aggregator.config import AggregatorConfig
 from broker.aggregator.directory import DATABASE_NAME, open_store, serving, store_of
 from broker.aggregator.store.copying import copy, replace_all
@@ -121,7 +121,7 @@ def _newest_version(store: SqlStore, instance: int) -> int | None:
 def roll_back(store: SqlStore, version: int, now: float) -> int:
     """Make a new version whose table is an older one's; give its number.
 
-    Rows that the catalogue got since stay as they are.
+    Rows that the catalogue got since stay as they are. Updates that wait are dropped, as by the guard.
 
     Raises
     ------
@@ -137,11 +137,7 @@ def roll_back(store: SqlStore, version: int, now: float) -> int:
             f"version {version} cannot be returned to; "
             + (f"versions {min(offered)} to {max(offered)} can" if offered else "none can yet")
         )
-    table = rolled_back(kept.table, newest.table)
-    memory = {
-        name: with_new_rows(values, len(kept.table), len(table))
-        for name, values in kept.strategy_state.items()
-    }
+    table, memory = rolled_back(kept.table, kept.strategy_state, newest.table)
     made = newest.version + 1
     store.decree(
         Decree(

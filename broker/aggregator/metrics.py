@@ -2,7 +2,8 @@
 
 All names begin with ``pfedrec_`` and end with their unit; no label has a device, an item or a text from a
 message for its value, so that the number of series is bounded: ``verdict`` by the protocol, ``reason`` by the
-classes of errors, ``kind`` by the topics, ``by`` by the two ways in which a round closes.
+classes of errors, ``kind`` by the topics, ``by`` by the ways in which a version is made, ``finding`` by what
+the guard can find.
 
 A new figure is one attribute here and one line in `worked`; a new refusal's class is counted by its name.
 """
@@ -14,10 +15,12 @@ from typing import get_args
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from broker.aggregator.guard import VersionQuality
 from broker.aggregator.watching import Watch, Watched, WorkedBatch
 from broker.protocol.messages import Verdict
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
+FINDINGS = ("good", "bad", "unjudged")
 KINDS = ("head", "snapshot", "delta", "catalogue", "receipt")
 _STALENESS = (0, 1, 2, 3, 5, 8, 13, 21, 34)
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
@@ -89,6 +92,23 @@ class Metrics(Watch):
             "Heads of this fleet that another aggregator published.",
             registry=self.registry,
         )
+        self._judged = Counter(
+            "pfedrec_versions_judged",
+            "Versions that the guard has come to a finding about.",
+            ["finding"],
+            registry=self.registry,
+        )
+        self._hits = Gauge(
+            "pfedrec_quality_hit_ratio",
+            "HR@10 that devices report of the version judged last, and of the tables that they had before.",
+            ["table"],
+            registry=self.registry,
+        )
+        self._reports = Gauge(
+            "pfedrec_quality_reports",
+            "Devices that have reported the version judged last.",
+            registry=self.registry,
+        )
         info = Gauge(
             "pfedrec_aggregator_info", "1, with the release.", ["fleet", "release"], registry=self.registry
         )
@@ -99,8 +119,10 @@ class Metrics(Watch):
         # A series that is there from the beginning can be told from one that is missing.
         for verdict in get_args(Verdict):
             self._updates.labels(verdict=verdict)
-        for by in ("buffer", "deadline", "catalogue"):
+        for by in ("buffer", "deadline", "catalogue", "rollback"):
             self._rounds.labels(by=by)
+        for finding in FINDINGS:
+            self._judged.labels(finding=finding)
         for kind in KINDS:
             self._sent.labels(kind=kind)
 
@@ -150,6 +172,14 @@ class Metrics(Watch):
     def sent(self, kind: str, n_bytes: int) -> None:
         """Count what was published."""
         self._sent.labels(kind=kind).inc(n_bytes)
+
+    def judged(self, quality: VersionQuality) -> None:
+        """Count a finding, and keep what it was found from."""
+        self._judged.labels(finding=quality.finding).inc()
+        self._reports.set(quality.reports)
+        if quality.reports:
+            self._hits.labels(table="new").set(quality.hits / quality.reports)
+            self._hits.labels(table="before").set(quality.hits_before / quality.reports)
 
     def foreign_head(self) -> None:
         """Count a head of somebody else's."""

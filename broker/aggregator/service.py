@@ -18,7 +18,16 @@ from typing import cast
 
 from broker.address import BrokerAddress
 from broker.aggregator.config import AggregatorConfig
-from broker.aggregator.core import AggregatorCore, CloseRound, Command, Journal, PublishVersion, ReplyReceipt
+from broker.aggregator.core import (
+    AggregatorCore,
+    CloseRound,
+    Command,
+    Journal,
+    KeepQuality,
+    PublishVersion,
+    ReplyReceipt,
+)
+from broker.aggregator.guard import VersionQuality
 from broker.aggregator.publication import Publication
 from broker.aggregator.reassembly import Reassembly
 from broker.aggregator.store.interface import AggregatorStore, Batch
@@ -36,7 +45,7 @@ from broker.connection import (
 from broker.errors import DataError, InputError, ParameterError, ProtocolError, RefusedError
 from broker.protocol.catalogue import Catalogue
 from broker.protocol.encodings import ENCODINGS
-from broker.protocol.messages import Chunk, Head, Receipt, Status, Update, decode, encode
+from broker.protocol.messages import Chunk, Head, Quality, Receipt, Status, Update, decode, encode
 from broker.protocol.topics import ROOT, Address, Filter, FleetTopics, Topic
 
 _LOG = logging.getLogger(__name__)
@@ -96,6 +105,7 @@ class AggregatorService:
         self._connection = Connection(address, f"pfedrec-{config.fleet}-aggregator", self._events)
         self._max_update_bytes = self._largest_update()
         self._look_for_changes_at = 0.0
+        self._finding_told = (0, "")
         self._reassembly = Reassembly(self._max_update_bytes)
         self._session = 0
         self._steps_published = 0
@@ -292,6 +302,9 @@ class AggregatorService:
             return []
         if address.kind == "head":
             self._note_head(message)
+        if address.kind == "quality":
+            report = decode(message.payload, Quality)
+            return self._core.quality_received(address.device, report, time.monotonic())
         if address.kind != "update":
             return []
         content = cast("Update | Chunk", decode(message.payload, Update, Chunk))
@@ -308,7 +321,7 @@ class AggregatorService:
     def _change_catalogue(self) -> list[Command]:
         """Make a version of each change of the catalogue that somebody has queued."""
         now = time.monotonic()
-        if now < self._look_for_changes_at:
+        if now < self._look_for_changes_at or self._core.on_trial:
             return []
         self._look_for_changes_at = now + _LOOK_FOR_CHANGES_S
         commands: list[Command] = []
@@ -370,7 +383,7 @@ class AggregatorService:
 
     def _commit(self, commands: list[Command], new_devices: list[str], refused: int) -> bool:
         """Store what must not be lost; tell whether there was anything."""
-        durable = [command for command in commands if isinstance(command, Journal | CloseRound)]
+        durable = [command for command in commands if isinstance(command, Journal | CloseRound | KeepQuality)]
         duplicates = sum(
             isinstance(command, ReplyReceipt) and command.receipt.verdict == "duplicate"
             for command in commands
@@ -388,7 +401,9 @@ class AggregatorService:
             )
         )
         for command in durable:
-            if isinstance(command, CloseRound):
+            if isinstance(command, KeepQuality):
+                self._tell_finding(command.quality)
+            elif isinstance(command, CloseRound):
                 closed = command.round
                 self._publication.add_step(closed.version, closed.table)
                 _LOG.info(
@@ -405,6 +420,13 @@ class AggregatorService:
                         "bytes_up": closed.bytes_up,
                     },
                 )
+                if closed.restored is not None:
+                    _LOG.warning(
+                        "version %d has the table of version %d again; %d accepted updates are dropped",
+                        closed.version,
+                        closed.restored,
+                        closed.dropped,
+                    )
                 if closed.catalogue_step is not None:
                     self._follow_catalogue(closed.catalogue_step.catalogue)
                     _LOG.info("version %d: %s", closed.version, closed.catalogue_step.summary)
@@ -413,6 +435,22 @@ class AggregatorService:
     def _send(self, topic: Topic, payload: bytes, kind: str) -> None:
         self._connection.publish(topic, payload, retain=kind != "receipt")
         self._watch.sent(kind, len(payload))
+
+    def _tell_finding(self, quality: VersionQuality) -> None:
+        told = (quality.version, quality.finding)
+        if quality.finding == "trial" or told == self._finding_told:
+            return
+        self._finding_told = told
+        self._watch.judged(quality)
+        level = logging.ERROR if quality.finding == "bad" else logging.INFO
+        _LOG.log(
+            level,
+            "version %d is %s: %s",
+            quality.version,
+            quality.finding,
+            quality.summary,
+            extra={"event": "version judged", "version": quality.version, "finding": quality.finding},
+        )
 
     def _reply(self, commands: list[Command]) -> None:
         for command in commands:
@@ -449,7 +487,12 @@ class AggregatorService:
         self._steps_published = 0
         self._watch.connected()
         self._connection.subscribe(
-            [self._topics.update_filter, self._topics.status_filter, Filter(self._topics.head)]
+            [
+                self._topics.update_filter,
+                self._topics.quality_filter,
+                self._topics.status_filter,
+                Filter(self._topics.head),
+            ]
         )
         self._catalogue_published = False
         self._publish_version()

@@ -131,7 +131,8 @@ def restore(directory: Path, file: Path, *, yes: bool) -> None:
 def rollback(directory: Path, version: int) -> None:
     """Return to the table of VERSION, as a new version; `start` must not run.
 
-    Updates that wait count in the round after it. `start` publishes it.
+    Updates that wait are dropped, and those that come later from a version in between are rejected. `start`
+    publishes it.
 
     \b
     Example:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from broker.aggregator.core import ClosedRound
+from broker.aggregator.guard import VersionQuality
 from broker.errors import ProtocolError
 from broker.protocol.messages import Receipt
 
@@ -103,6 +104,9 @@ class Watch:
 
     def sent(self, kind: str, n_bytes: int) -> None:
         """Take that bytes of a kind of message (the topic's level that names it) were published."""
+
+    def judged(self, quality: VersionQuality) -> None:
+        """Take what the guard has found of a version: good, bad or unjudged."""
 
     def foreign_head(self) -> None:
         """Take that somebody else published a head of this fleet."""

@@ -1,10 +1,11 @@
-"""The five messages, frozen and checked on construction, and the codec between them and bytes.
+"""The six messages, frozen and checked on construction, and the codec between them and bytes.
 
 A message is a CBOR map whose keys are the field names, with ``v`` (protocol version) and ``type``
 first. A message with an unknown, missing or ill-typed field is refused: what two ends must agree on is
 written down in ``docs/protocol.cddl`` and changes with the version in the topic.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
@@ -40,6 +41,7 @@ MAX_TRANSFER_BYTES = 1 << 30
 MAX_REASON_BYTES = 400
 DIGEST_PREFIX_BYTES = 8
 MAX_DELTAS = 8
+MAX_LOSS = 1e6
 
 Verdict = Literal["accepted", "duplicate", "stale", "rejected"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
@@ -66,6 +68,8 @@ class Plan:
         Seconds between a device's receipt and its next look at the head.
     max_idle_passes : int
         Passes that a device makes without a new interaction before it rests.
+    guard : float
+        The share of devices that report a version's quality; on the wire only where it is not 0.
     """
 
     lr: float
@@ -78,6 +82,7 @@ class Plan:
     decay: float = 0.0
     taste_recency: float = 0.0
     taste_strength: float = 0.0
+    guard: float = 0.0
 
     def __post_init__(self) -> None:
         require_real(self, "lr", 0.0, 1e9)
@@ -92,6 +97,7 @@ class Plan:
             raise SchemaError("lr times decay must be at most 1")
         require_real(self, "taste_recency", 0.0, 1e6)
         require_real(self, "taste_strength", 0.0, 100.0)
+        require_real(self, "guard", 0.0, 1.0)
 
     @property
     def hyperparameters(self) -> Hyperparameters:
@@ -228,10 +234,20 @@ class Head:
         """Size of the table's values."""
         return 4 * self.rows * self.dim
 
+    def asks(self, device: str) -> bool:
+        """Tell whether a device is to report this version's quality: another sample for each version."""
+        return is_sampled(self.instance, self.version, device, self.plan.guard)
+
     def deltas_from(self, version: int) -> tuple[Delta, ...]:
         """Give the steps that lead from an older version to this one; none where some are not on offer."""
         count = self.version - version
         return self.deltas[-count:] if 0 < count <= len(self.deltas) else ()
+
+
+def is_sampled(instance: int, version: int, device: str, rate: float) -> bool:
+    """Tell whether a device reports a version: the same answer at both ends, another for each version."""
+    digest = hashlib.sha256(f"{instance}/{version}/{device}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") < rate * 2.0**64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -372,11 +388,63 @@ class Receipt:
         require_real(self, "check_in_s", 0.0, 604800.0)
 
 
-Message: TypeAlias = Head | Chunk | Status | Update | Receipt
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quality:
+    """How well a version ranks an item of a user's that it is not told of, beside the table before it.
+
+    The item is ranked against `candidates` others that the user does not have, drawn at random.
+
+    Attributes
+    ----------
+    instance : int
+    version, version_before : int
+        Of the table that has arrived, and of the one that the device had.
+    candidates : int
+    hits, hits_before : int
+        1 if the item is among the ten best, else 0; by the new table, and by the one before.
+    beaten, beaten_before : int
+        Candidates that are ranked below the item; ties count against it.
+    ndcg, ndcg_before : float
+        NDCG@10.
+    loss, loss_before : float
+        The mean cross-entropy of item and candidates.
+    """
+
+    TYPE: ClassVar[str] = "quality"
+    instance: int
+    version: int
+    version_before: int
+    candidates: int
+    hits: int
+    hits_before: int
+    beaten: int
+    beaten_before: int
+    ndcg: float
+    ndcg_before: float
+    loss: float
+    loss_before: float
+
+    def __post_init__(self) -> None:
+        require_integer(self, "instance", 0, MAX_U64)
+        require_integer(self, "version", 1, MAX_SEQ)
+        require_integer(self, "version_before", 0, self.version - 1)
+        require_integer(self, "candidates", 1, 10_000)
+        for name in ("hits", "hits_before"):
+            require_integer(self, name, 0, 1)
+        for name in ("beaten", "beaten_before"):
+            require_integer(self, name, 0, self.candidates)
+        for name in ("ndcg", "ndcg_before"):
+            require_real(self, name, 0.0, 1.0)
+        for name in ("loss", "loss_before"):
+            require_real(self, name, 0.0, MAX_LOSS)
+
+
+Message: TypeAlias = Head | Chunk | Status | Update | Receipt | Quality
 _M = TypeVar("_M", bound="Message")
-_MESSAGES: dict[str, type[Message]] = {kind.TYPE: kind for kind in (Head, Chunk, Status, Update, Receipt)}
+_KINDS: tuple[type[Message], ...] = (Head, Chunk, Status, Update, Receipt, Quality)
+_MESSAGES: dict[str, type[Message]] = {kind.TYPE: kind for kind in _KINDS}
 _NAMES: dict[type, tuple[str, ...]] = {
-    kind: tuple(f.name for f in fields(kind)) for kind in (Head, Chunk, Status, Update, Receipt, Plan, Delta)
+    kind: tuple(f.name for f in fields(kind)) for kind in (*_KINDS, Plan, Delta)
 }
 
 
@@ -386,6 +454,8 @@ def encode(message: Message) -> bytes:
     content.update((name, getattr(message, name)) for name in _NAMES[type(message)])
     if isinstance(message, Head):
         content["plan"] = {name: getattr(message.plan, name) for name in _NAMES[Plan]}
+        if not message.plan.guard:  # ends of before there was a guard would refuse it
+            del content["plan"]["guard"]
         content["deltas"] = [
             {name: getattr(delta, name) for name in _NAMES[Delta]} for delta in message.deltas
         ]
@@ -470,6 +540,7 @@ def decode(payload: bytes, *expected: type[_M], max_bytes: int = wire.MAX_MESSAG
         if isinstance(content["deltas"], list):
             content["deltas"] = tuple(_delta(step) for step in content["deltas"][: MAX_DELTAS + 1])
         if isinstance(content["plan"], dict):
+            content["plan"].setdefault("guard", 0.0)
             _require_fields(content["plan"], Plan)
             content["plan"] = Plan(**content["plan"])
     return kind(**content)

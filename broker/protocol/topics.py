@@ -97,6 +97,15 @@ class FleetTopics:
         """Answers to a device's updates."""
         return Topic(f"{ROOT}/{self.fleet}/device/{checked_id(device, 'the device id')}/receipt")
 
+    def quality(self, device: str) -> Topic:
+        """What a device has found a version's quality to be."""
+        return Topic(f"{ROOT}/{self.fleet}/device/{checked_id(device, 'the device id')}/quality")
+
+    @property
+    def quality_filter(self) -> Filter:
+        """The quality reports of all devices."""
+        return Filter(f"{ROOT}/{self.fleet}/device/+/quality")
+
     @property
     def status_filter(self) -> Filter:
         """The status of all devices."""
@@ -126,7 +135,9 @@ class FleetTopics:
                 return Address("delta", slot=int(slot), chunk=int(chunk))
             case ["catalogue", chunk] if _INDEX.fullmatch(chunk):
                 return Address("catalogue", chunk=int(chunk))
-            case ["device", device, ("status" | "update" | "receipt") as kind] if _ID.fullmatch(device):
+            case ["device", device, ("status" | "update" | "receipt" | "quality") as kind] if _ID.fullmatch(
+                device
+            ):
                 return Address(kind, device=device)
             case _:
                 raise SchemaError(f"the topic {ascii(topic)[:120]} is not one of fleet {self.fleet}")

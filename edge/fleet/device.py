@@ -5,9 +5,10 @@ from typing import Final
 import numpy as np
 
 from broker.errors import EncodingError
-from broker.protocol.messages import Head, Plan, Update
+from broker.protocol.messages import Head, Plan, Quality, Update
 from edge.fleet.scenario import Scenario
 from edge.personal import make_update
+from edge.quality import compare
 from edge.session import Remembered, Session, Train
 from trainer.errors import ParameterError
 from trainer.local import LocalResult, local_pass
@@ -60,6 +61,19 @@ class VirtualDevice:
     def table(self) -> Floats | None:
         """The table on the device, shape (n_items, dim)."""
         return self._table
+
+    def compare(self, head: Head, table: Floats) -> Quality | None:
+        """Give the report that the fleet's guard asks of some devices when a table arrives, else None.
+
+        Its random numbers are its own: a fleet with a guard trains as one without.
+        """
+        before_head, before = self._head, self._table
+        if before_head is None or before is None or not head.asks(self.name):
+            return None
+        score_function = None if self.result is None else self.result.score_function
+        rng = np.random.default_rng([self._incarnation, head.version])
+        none = self._positives[:0]
+        return compare(head, table, before_head.version, before, score_function, self._positives, none, rng)
 
     def hold(self, head: Head, table: Floats) -> None:
         """Put a checked table in the place of the one before; shape (n_items, dim), shared, read-only."""

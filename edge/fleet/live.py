@@ -261,7 +261,12 @@ class LiveFleet:
                 self._publish_update(device)
             elif isinstance(command, Fetch):
                 head, table, size = self._newest or self._no_table()
+                report = device.compare(head, table)
                 device.hold(head, table)
+                if report is not None:
+                    payload = encode(report)
+                    self._book.traffic.bytes_up += len(payload)
+                    self._publish(device, self._topics.quality(device.name), [payload])
                 self._book.traffic.bytes_down += size
                 self._book.traffic.device_rounds += 1
                 self._carry_out(device, device.session.table_ready(head, time.monotonic()))

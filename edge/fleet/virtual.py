@@ -14,6 +14,7 @@ import numpy as np
 
 from broker.aggregator.core import AggregatorCore, CloseRound, CoreState, ReplyReceipt, RoundSettings
 from broker.aggregator.core import Command as ServerCommand
+from broker.aggregator.guard import GuardSettings
 from broker.aggregator.publication import Publication
 from broker.protocol.messages import Head, Plan, Receipt, encode, update_size
 from edge.fleet.byzantine import Attack, attacked, attackers
@@ -56,6 +57,7 @@ class SimulationSettings:
     attack: Attack = "sign-flip"
     strength: float = 1.0
     speeds: float = 0.0
+    guard: GuardSettings = field(default_factory=lambda: GuardSettings(reports=0))
     encoding: str = "float32"
     rounds: int = 100
     dim: int = 32
@@ -117,6 +119,7 @@ class Simulation:
                 max_staleness=settings.max_staleness,
                 population=n_users,
                 check_in_s=CHECK_IN_S,
+                guard=settings.guard,
             ),
             settings.aggregation.make(),
             CoreState(instance=settings.seed, version=0, table=table),
@@ -126,6 +129,7 @@ class Simulation:
             settings.taste,
             encoding=settings.encoding,
             check_in_s=self._core.settings.check_in_s,
+            guard=settings.guard.rate(self._core.settings.buffer),
         )
         self._publication = Publication(scenario.data.item_keys, plan, self._start)
         self._head, self._download_bytes = self._published()
@@ -147,6 +151,8 @@ class Simulation:
         while self._book.done < self._settings.rounds:
             appointment = heapq.heappop(self._queue)
             self._now, device = appointment.at, appointment.device
+            if self._core.on_trial:
+                self._answer(self._core.tick(self._now))
             if appointment.train is not None:
                 self._train(device, appointment.train)
             elif device.session.head is not self._head:
@@ -178,10 +184,14 @@ class Simulation:
             elif isinstance(command, PublishUpdate):
                 self._deliver(device)
             elif isinstance(command, Fetch):
+                report = device.compare(command.head, self._core.table)
                 device.hold(command.head, self._core.table)
                 self._book.traffic.bytes_down += self._download_bytes
                 self._book.traffic.device_rounds += 1
                 self._carry_out(device, device.session.table_ready(command.head, self._now))
+                if report is not None:
+                    self._book.traffic.bytes_up += len(encode(report))
+                    self._answer(self._core.quality_received(device.name, report, self._now))
             elif isinstance(command, Settle):
                 device.settle()
 
@@ -235,7 +245,12 @@ class Simulation:
 
 
 def make_plan(
-    hyperparameters: Hyperparameters, taste: TasteSettings, *, encoding: str, check_in_s: float
+    hyperparameters: Hyperparameters,
+    taste: TasteSettings,
+    *,
+    encoding: str,
+    check_in_s: float,
+    guard: float = 0.0,
 ) -> Plan:
     """Give the training plan of a simulated fleet."""
     return Plan(
@@ -249,4 +264,5 @@ def make_plan(
         encoding=encoding,
         check_in_s=check_in_s,
         max_idle_passes=1_000_000,
+        guard=guard,
     )

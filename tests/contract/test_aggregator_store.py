@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from broker.aggregator.catalogue_changes import CatalogueChange, CatalogueStep, Kind, apply_change
-from broker.aggregator.core import Answered, CloseRound, Journal, JournalEntry
+from broker.aggregator.core import Answered, CloseRound, Journal, JournalEntry, KeepQuality
+from broker.aggregator.guard import Finding, VersionQuality
 from broker.aggregator.store.address import StoreAddress
 from broker.aggregator.store.interface import KEEP_VERSIONS, AggregatorStore, Batch, Ledger
 from broker.aggregator.store.postgres import PostgresStore
@@ -79,7 +80,10 @@ def store(opened: Opened) -> AggregatorStore:
 
 
 def batch(
-    *commands: Journal | CloseRound, duplicates: int = 0, refused: int = 0, devices: tuple[str, ...] = ()
+    *commands: Journal | CloseRound | KeepQuality,
+    duplicates: int = 0,
+    refused: int = 0,
+    devices: tuple[str, ...] = (),
 ) -> Batch:
     """Give a batch that was made at a time that floats hold exactly."""
     return Batch(
@@ -509,3 +513,53 @@ def test_refused_change_leaves_the_queue_with_its_reason(opened: Opened) -> None
     store = opened.reopen()
     assert store.queued_changes() == []
     assert store.change_outcome(number) == "a reason"
+
+
+# --- the guard ----------------------------------------------------------------------------------------
+
+
+def a_quality(version: int, finding: Finding, reports: int = 3) -> VersionQuality:
+    """Give what devices have reported of a version."""
+    return VersionQuality(
+        version=version, finding=finding, reports=reports, candidates=99 * reports, hits=2, hits_before=1,
+        beaten=200, beaten_before=150, ndcg=1.25, ndcg_before=0.5, loss=3.5, loss_before=0.1,
+    )  # fmt: skip
+
+
+def test_quality_is_kept_with_its_version(opened: Opened) -> None:
+    """The newest sums are those that count."""
+    opened.store.commit(batch(closing(1), KeepQuality(a_quality(1, "trial")), closing(2)))
+    opened.store.commit(batch(KeepQuality(a_quality(1, "good", 4)), KeepQuality(a_quality(2, "trial"))))
+    newest, older = opened.reopen().rounds(2)
+    assert (newest.quality, older.quality) == (a_quality(2, "trial"), a_quality(1, "good", 4))
+    assert [record.quality for record in opened.store.rounds(1)] == [a_quality(2, "trial")]
+
+
+def test_version_on_trial_comes_back_with_the_one_before(opened: Opened) -> None:
+    """Until there is a finding."""
+    opened.store.commit(batch(closing(1), KeepQuality(a_quality(1, "good")), closing(2)))
+    before = opened.reopen().load().before
+    assert before is not None
+    assert before.version == 1
+    np.testing.assert_array_equal(before.table, a_table(1))
+    for finding, is_kept in (("trial", True), ("unjudged", False), ("good", False)):
+        opened.store.commit(batch(KeepQuality(a_quality(2, finding))))  # type: ignore[arg-type]
+        assert (opened.store.load().before is not None) == is_kept
+
+
+def test_rollback_drops_what_it_spends(opened: Opened) -> None:
+    """Accepted updates that its version does not count are neither pending nor counted."""
+    opened.store.commit(batch(accepted(1), closing(1), accepted(2)))
+    opened.store.commit(batch(accepted(3), CloseRound(a_round(2, updates=0, restored=0, dropped=2))))
+    opened.store.commit(batch(accepted(4)))
+    store = opened.reopen()
+    assert store.ledger() == Ledger(
+        counted=1, pending=1, stale=0, rejected=0, duplicates=0, refused=0, dropped=2
+    )
+    state = store.load()
+    assert (state.rolled_back, state.before) == ([(0, 2)], None)
+    assert (store.rounds(1)[0].kind, store.rounds(1)[0].source, store.rounds(1)[0].dropped) == (
+        "rollback",
+        0,
+        2,
+    )

@@ -20,7 +20,7 @@ from broker.errors import RefusedError
 from broker.protocol.catalogue import Catalogue
 from broker.protocol.chunks import Assembly
 from broker.protocol.encodings import ENCODINGS
-from broker.protocol.messages import Chunk, Update, decode, encode
+from broker.protocol.messages import Chunk, Quality, Update, decode, encode
 from broker.protocol.topics import FleetTopics
 from broker.protocol.versions import sha256, table_bytes
 from edge.config import load_config
@@ -75,6 +75,25 @@ def version_of(directory: Path) -> int | None:
 
 
 # -- against a played aggregator -------------------------------------------------------------------
+
+
+def test_agent_reports_how_a_new_version_does_where_the_plan_asks(
+    directory: Path, aggregator: PlayedAggregator, mosquitto: RunningBroker
+) -> None:
+    """Before it trains on it; of the first table there is nothing to compare."""
+    record(directory, "bread", "egg", "fig")
+    plan = a_plan(check_in_s=0.2, guard=1.0)
+    topic = FleetTopics(FLEET).quality(DEVICE)
+    with Peer(mosquitto.address, "listener", topic) as listener:
+        aggregator.publish(a_head(3, plan=plan), a_table())
+        with RunningAgent(directory):
+            aggregator.answer(aggregator.next_update())
+            table = a_table(seed=4)
+            aggregator.publish(a_head(4, table=table, plan=plan), table)
+            aggregator.next_update()
+            report = decode(bytes(listener.messages.get(timeout=PATIENCE_S).payload), Quality)
+    assert (report.instance, report.version, report.version_before) == (INSTANCE, 4, 3)
+    assert report.candidates == 99
 
 
 def test_agent_follows_a_catalogue_that_grows_retires_and_renames(

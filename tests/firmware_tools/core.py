@@ -243,6 +243,7 @@ class _Plan(ctypes.Structure):
         ("max_idle_passes", ctypes.c_uint32),
         ("taste_recency", ctypes.c_double),
         ("taste_strength", ctypes.c_double),
+        ("guard", ctypes.c_double),
     )
 
 

@@ -37,7 +37,7 @@ ODD_VALUES: tuple[object, ...] = (
 )
 
 
-def head(rows: int, dim: int, n_deltas: int, *, signed: bool) -> Head:
+def head(rows: int, dim: int, n_deltas: int, *, signed: bool, guard: float = 0.0) -> Head:
     """Give a head of a table of that shape."""
     rng = np.random.default_rng(rows)
     size = 9 * rows
@@ -65,6 +65,7 @@ def head(rows: int, dim: int, n_deltas: int, *, signed: bool) -> Head:
             decay=0.1,
             taste_recency=2.0,
             taste_strength=1.0,
+            guard=guard,
         ),
         w=rng.standard_normal(dim, dtype=np.float32),
         b=float(rng.standard_normal()),
@@ -81,7 +82,7 @@ def heads() -> list[Head]:
     return [
         head(3, 2, 2, signed=False),
         head(1, 1, 0, signed=True),
-        head(1682, 32, 8, signed=True),
+        head(1682, 32, 8, signed=True, guard=0.75),
         head(200_000, 64, 1, signed=False),
     ]
 

@@ -39,7 +39,7 @@ def test_head_is_read_field_by_field(head: Head) -> None:
         assert getattr(found, name) == getattr(head, name)
     for name in ("lr", "item_lr", "decay", "negatives", "batch_size"):
         assert getattr(found.plan.hyperparameters, name) == getattr(head.plan, name)
-    for name in ("check_in_s", "max_idle_passes", "taste_recency", "taste_strength"):
+    for name in ("check_in_s", "max_idle_passes", "taste_recency", "taste_strength", "guard"):
         assert getattr(found.plan, name) == getattr(head.plan, name)
     assert found.plan.encoding.size == len(head.plan.encoding)
     assert [(d.version, d.size) for d in found.deltas[: found.n_deltas]] == [
@@ -126,7 +126,7 @@ def test_decoders_agree_on_odd_values_of_every_field(value: object) -> None:
         content = cbor2.loads(messages.encode(message))
         for name in content:
             _compare(cbor2.dumps({**content, name: value}), type(message))
-        for name in content.get("plan", {}):
+        for name in [*content["plan"], "guard"] if "plan" in content else []:
             plan = {**content["plan"], name: value}
             _compare(cbor2.dumps({**content, "plan": plan}), type(message))
 

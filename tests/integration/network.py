@@ -156,7 +156,7 @@ class Witness:
         for command in batch.commands:
             if isinstance(command, Journal):
                 self._journalled(command.entry)
-            else:
+            elif isinstance(command, CloseRound):
                 self._closed(command)
 
     def _journalled(self, entry: JournalEntry) -> None:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from broker.aggregator.catalogue_changes import CatalogueChange
-from broker.aggregator.core import CloseRound, CoreState, Journal, what_closed
+from broker.aggregator.core import CloseRound, CoreState, Journal, KeepQuality, what_closed
+from broker.aggregator.guard import VersionQuality
 from broker.protocol.catalogue import Catalogue
 from broker.protocol.messages import Update
 from trainer.params import Floats, ScoreFunction
@@ -43,6 +44,8 @@ class RoundRecord:
     source: int | None = None
     population: int | None = None
     strategy: str | None = None
+    dropped: int = 0
+    quality: VersionQuality | None = None
 
     @property
     def closed_by(self) -> str:
@@ -93,8 +96,9 @@ class Decree:
 class Ledger:
     """What became of all updates.
 
-    ``counted + pending + stale + rejected`` is how many different ones arrived; `duplicates` are repeats of
-    those, and `refused` messages that were no updates at all.
+    ``counted + pending + stale + rejected + dropped`` is how many different ones arrived. Those `dropped`
+    were accepted, but the version that they were to make was given up for an older one. `duplicates` are
+    repeats of those, and `refused` messages that were no updates at all.
     """
 
     counted: int
@@ -103,6 +107,7 @@ class Ledger:
     rejected: int
     duplicates: int
     refused: int
+    dropped: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,7 +116,7 @@ class Batch:
 
     Attributes
     ----------
-    commands : sequence of Journal or CloseRound
+    commands : sequence of Journal, CloseRound or KeepQuality
         In the order in which the core gave them.
     devices : sequence of str
         Devices seen for the first time.
@@ -123,7 +128,7 @@ class Batch:
         The settings, as JSON, of the strategy that closed this batch's rounds.
     """
 
-    commands: Sequence[Journal | CloseRound]
+    commands: Sequence[Journal | CloseRound | KeepQuality]
     devices: Sequence[str] = ()
     duplicates: int = 0
     refused: int = 0
@@ -244,7 +249,10 @@ class AggregatorStore(Protocol):
         ...
 
     def decree(self, decree: Decree) -> None:
-        """Store a version that is no round, durably; what is pending stays so."""
+        """Store a version that is no round, durably.
+
+        What is pending stays so, but for a rollback: that drops it, as it was learnt from what is given up.
+        """
         ...
 
     def close(self) -> None:

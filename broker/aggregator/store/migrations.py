@@ -66,6 +66,17 @@ MIGRATIONS: Sequence[tuple[str, Sequence[str]]] = (
             "CREATE INDEX versions_kept ON versions (version) WHERE item_table IS NOT NULL",
         ),
     ),
+    (
+        "0005 guard",
+        (
+            "ALTER TABLE versions ADD COLUMN dropped INTEGER DEFAULT 0 NOT NULL",
+            """CREATE TABLE quality (version BIGINT PRIMARY KEY, finding VARCHAR NOT NULL,
+                 reports INTEGER NOT NULL, candidates INTEGER NOT NULL, hits INTEGER NOT NULL,
+                 hits_before INTEGER NOT NULL, beaten INTEGER NOT NULL, beaten_before INTEGER NOT NULL,
+                 ndcg FLOAT NOT NULL, ndcg_before FLOAT NOT NULL, loss FLOAT NOT NULL,
+                 loss_before FLOAT NOT NULL)""",
+        ),
+    ),
 )
 
 _POSTGRESQL_WORDS = {

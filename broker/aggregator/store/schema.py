@@ -9,6 +9,9 @@ of ``width``, as they were when the version was made; they are kept as long as t
 ``population`` and ``strategy`` (JSON) are what a round was closed with; ``retired`` the rows (uint32) that
 were retired when the version was made.
 
+A rollback says how many accepted updates it ``dropped``. ``quality`` has the sums of what devices report of
+each version.
+
 ``catalogue_changes`` is the queue of those, and their journal: a change waits while it has neither a
 ``version`` that made it nor a reason why it was ``refused``; ``starts`` are the values of its new rows.
 """
@@ -64,6 +67,18 @@ VERSIONS = Table(
     Column("population", BigInteger),
     Column("strategy", String),
     Column("retired", LargeBinary),
+    Column("dropped", Integer, nullable=False),
+)
+QUALITY = Table(
+    "quality",
+    METADATA,
+    Column("version", BigInteger, primary_key=True),
+    Column("finding", String, nullable=False),
+    *(
+        Column(name, Integer, nullable=False)
+        for name in ("reports", "candidates", "hits", "hits_before", "beaten", "beaten_before")
+    ),
+    *(Column(name, Float, nullable=False) for name in ("ndcg", "ndcg_before", "loss", "loss_before")),
 )
 STRATEGY_STATE = Table(
     "strategy_state",

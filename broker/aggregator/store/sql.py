@@ -7,15 +7,17 @@ all updates in it (group commit).
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from sqlalchemy import ColumnElement, Connection, Engine, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, case, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, NoResultFound
 
 from broker.aggregator.catalogue_changes import CatalogueChange
-from broker.aggregator.core import Answered, ClosedRound, CloseRound, CoreState, JournalEntry
+from broker.aggregator.core import Answered, ClosedRound, CloseRound, CoreState, JournalEntry, KeepQuality
+from broker.aggregator.guard import Restorable, VersionQuality
 from broker.aggregator.store import catalogue_rows
 from broker.aggregator.store.interface import (
     KEEP_VERSIONS,
@@ -35,6 +37,7 @@ from broker.aggregator.store.schema import (
     DEVICES,
     FACTS,
     JOURNAL,
+    QUALITY,
     START,
     STRATEGY_STATE,
     VERSIONS,
@@ -45,6 +48,7 @@ from broker.protocol.messages import MAX_TRANSFER_BYTES, Update, decode
 from broker.protocol.versions import sha256, table_bytes
 from trainer.params import Floats, ScoreFunction
 
+_IS_ROLLBACK = VERSIONS.c.kind == "rollback"
 _IS_PENDING = JOURNAL.c.version.is_(None) & (JOURNAL.c.verdict == "accepted")
 
 
@@ -142,20 +146,25 @@ class SqlStore(ABC):
                 if amount:
                     _add_to_fact(connection, name, amount)
             entries: list[JournalEntry] = []
+            found: dict[int, VersionQuality] = {}  # each report tells all of its version again
             for command in batch.commands:
                 if isinstance(command, CloseRound):
                     self._close_round(connection, command.round, entries, batch)
                     entries = []
+                elif isinstance(command, KeepQuality):
+                    found[command.quality.version] = command.quality
                 else:
                     entries.append(command.entry)
             self._insert_entries(connection, entries, None)
+            for quality in found.values():
+                _keep_quality(connection, quality)
             if any(isinstance(command, CloseRound) for command in batch.commands):
                 self._forget(connection)
 
     def _close_round(
         self, connection: Connection, closed: ClosedRound, entries: list[JournalEntry], batch: Batch
     ) -> None:
-        connection.execute(update(JOURNAL).where(_IS_PENDING).values(version=closed.version))
+        self._spend_pending(connection, closed.version)
         self._insert_entries(connection, entries, closed.version)
         _insert_version(
             connection,
@@ -169,10 +178,17 @@ class SqlStore(ABC):
             closed_at=batch.closed_at,
             population=closed.population,
             strategy=batch.strategy,
+            dropped=closed.dropped,
+            kind="round" if closed.restored is None else "rollback",
+            source=closed.restored,
         )
         if closed.catalogue_step is not None:
             catalogue_rows.apply(connection, closed.catalogue_step, closed.version, closed.table)
             _note_retired(connection, closed.version)
+
+    def _spend_pending(self, connection: Connection, version: int) -> int:
+        """Mark what waits as a version's own, which counts it, or drops it as a rollback; give how many."""
+        return connection.execute(update(JOURNAL).where(_IS_PENDING).values(version=version)).rowcount
 
     def _insert_entries(
         self, connection: Connection, entries: list[JournalEntry], version: int | None
@@ -260,6 +276,15 @@ class SqlStore(ABC):
                 seen=set(connection.execute(select(DEVICES.c.device)).scalars()),
                 strategy_state=kept.strategy_state,
                 catalogue=catalogue_rows.read(connection),
+                before=self._before(connection, newest),
+                rolled_back=[
+                    (row.source, row.version)
+                    for row in connection.execute(
+                        select(VERSIONS.c.version, VERSIONS.c.source).where(
+                            _IS_ROLLBACK & VERSIONS.c.source.is_not(None)
+                        )
+                    )
+                ],
             )
 
     def pending(self) -> list[tuple[Update, int, int]]:
@@ -342,15 +367,18 @@ class SqlStore(ABC):
     def ledger(self, prefix: str = "") -> Ledger:
         """See `AggregatorStore.ledger`."""
         with self.transaction(reading=True) as connection:
-            counts: dict[str, int] = {}
-            is_pending = JOURNAL.c.version.is_(None).label("is_pending")
-            for verdict, waits, count in connection.execute(
-                select(JOURNAL.c.verdict, is_pending, func.count())
+            became = case(
+                (JOURNAL.c.verdict != "accepted", JOURNAL.c.verdict),
+                (JOURNAL.c.version.is_(None), "pending"),
+                (JOURNAL.c.version.in_(select(VERSIONS.c.version).where(_IS_ROLLBACK)), "dropped"),
+                else_="counted",
+            ).label("became")
+            query = (
+                select(became, func.count())
                 .where(func.substr(JOURNAL.c.device, 1, len(prefix)) == prefix)  # LIKE ignores case
-                .group_by(JOURNAL.c.verdict, is_pending)
-            ):
-                name = {True: "pending", False: "counted"}[bool(waits)]
-                counts[name if verdict == "accepted" else verdict] = count
+                .group_by(became)
+            )
+            counts: dict[str, int] = {row.became: row[1] for row in connection.execute(query)}
             return Ledger(
                 counted=counts.get("counted", 0),
                 pending=counts.get("pending", 0),
@@ -358,6 +386,7 @@ class SqlStore(ABC):
                 rejected=counts.get("rejected", 0),
                 duplicates=_fact(connection, "duplicates"),
                 refused=_fact(connection, "refused"),
+                dropped=counts.get("dropped", 0),
             )
 
     def rounds(self, limit: int) -> list[RoundRecord]:
@@ -366,6 +395,10 @@ class SqlStore(ABC):
         changed = VERSIONS.c.version.in_(select(CATALOGUE_CHANGES.c.version)).label("catalogue_changed")
         query = select(*columns, changed).where(VERSIONS.c.version > 0).order_by(VERSIONS.c.version.desc())
         with self.transaction(reading=True) as connection:
+            quality = {
+                row.version: VersionQuality(**row._asdict())
+                for row in connection.execute(select(QUALITY).order_by(QUALITY.c.version.desc()).limit(limit))
+            }
             return [
                 RoundRecord(
                     version=row.version,
@@ -380,9 +413,24 @@ class SqlStore(ABC):
                     source=row.source,
                     population=row.population,
                     strategy=row.strategy,
+                    dropped=row.dropped,
+                    quality=quality.get(row.version),
                 )
                 for row in connection.execute(query.limit(limit))
             ]
+
+    def _before(self, connection: Connection, newest: int) -> Restorable | None:
+        """Give the version before the newest one, if that one still waits for its finding."""
+        finding = connection.execute(
+            select(QUALITY.c.finding).where(QUALITY.c.version == newest)
+        ).scalar_one_or_none()
+        kind = connection.execute(select(VERSIONS.c.kind).where(VERSIONS.c.version == newest)).scalar_one()
+        if kind != "round" or finding not in (None, "trial"):
+            return None
+        kept = self._kept_table(connection, newest - 1)
+        if kept is None:
+            return None
+        return Restorable(version=newest - 1, table=kept.table, memory=kept.strategy_state)
 
     def kept_table(self, version: int) -> KeptTable | None:
         """See `AggregatorStore.kept_table`."""
@@ -420,6 +468,7 @@ class SqlStore(ABC):
 
     def decree_within(self, connection: Connection, decree: Decree) -> None:
         """Do it within a transaction of the caller."""
+        dropped = self._spend_pending(connection, decree.version) if decree.kind == "rollback" else 0
         _insert_version(
             connection,
             decree.version,
@@ -428,6 +477,7 @@ class SqlStore(ABC):
             closed_at=decree.decreed_at,
             kind=decree.kind,
             source=decree.source,
+            dropped=dropped,
         )
         _note_retired(connection, decree.version)
         if decree.sessions:
@@ -460,7 +510,14 @@ def _insert_version(
     retired = connection.execute(
         select(VERSIONS.c.retired).order_by(VERSIONS.c.version.desc()).limit(1)
     ).scalar_one_or_none()
-    nothing = {"updates": 0, "staleness_sum": 0, "bytes_up": 0, "by_deadline": False, "kind": "round"}
+    nothing = {
+        "dropped": 0,
+        "updates": 0,
+        "staleness_sum": 0,
+        "bytes_up": 0,
+        "by_deadline": False,
+        "kind": "round",
+    }
     connection.execute(
         insert(VERSIONS),
         nothing
@@ -486,4 +543,15 @@ def _note_retired(connection: Connection, version: int) -> None:
     rows = np.array(sorted(catalogue_rows.read(connection).retired), dtype="<u4")
     connection.execute(
         update(VERSIONS).where(VERSIONS.c.version == version).values(retired=rows.tobytes() or None)
+    )
+
+
+def _keep_quality(connection: Connection, quality: VersionQuality) -> None:
+    values = asdict(quality)
+    kept = _upsert(connection, QUALITY)
+    connection.execute(
+        kept.on_conflict_do_update(
+            index_elements=["version"], set_={name: kept.excluded[name] for name in values}
+        ),
+        values,
     )

@@ -44,18 +44,30 @@ static uint32_t integer(pfr_cbor_reader *reader, uint32_t low, uint32_t high)
 /* Read a map's size and its keys, each by its place among `names`, with a function that reads its value. */
 typedef void (*read_field)(pfr_cbor_reader *reader, int field, void *into);
 
-static void read_map(pfr_cbor_reader *reader, const char *const *names, uint32_t n_names, read_field field, void *into)
+/* The first `n_needed` of the names must be there, the others may. */
+static void read_map_of(pfr_cbor_reader *reader, const char *const *names, uint32_t n_names, uint32_t n_needed,
+                        read_field field, void *into)
 {
+    const uint32_t needed = (UINT32_C(1) << n_needed) - 1U;
+    const uint32_t size = pfr_cbor_map(reader);
     uint32_t seen = 0U;
-    if (pfr_cbor_map(reader) != n_names) {
+    if ((size < n_needed) || (size > n_names)) {
         pfr_cbor_refuse(reader, PFR_E_SCHEMA);
     }
-    for (uint32_t i = 0U; (i < n_names) && (reader->status == PFR_OK); i++) {
+    for (uint32_t i = 0U; (i < size) && (reader->status == PFR_OK); i++) {
         const int nth = pfr_cbor_key(reader, names, n_names, &seen);
         if (nth >= 0) {
             field(reader, nth, into);
         }
     }
+    if ((seen & needed) != needed) {
+        pfr_cbor_refuse(reader, PFR_E_SCHEMA);
+    }
+}
+
+static void read_map(pfr_cbor_reader *reader, const char *const *names, uint32_t n_names, read_field field, void *into)
+{
+    read_map_of(reader, names, n_names, n_names, field, into);
 }
 
 /* The two fields that every message has. */
@@ -95,7 +107,7 @@ static pfr_bytes identifier(pfr_cbor_reader *reader)
 
 static const char *const PLAN_FIELDS[] = {"lr",          "item_lr",    "negatives",       "batch_size",
                                           "encoding",    "check_in_s", "max_idle_passes", "decay",
-                                          "taste_recency", "taste_strength"};
+                                          "taste_recency", "taste_strength", "guard"};
 
 static void read_plan_field(pfr_cbor_reader *reader, int field, void *into)
 {
@@ -128,8 +140,11 @@ static void read_plan_field(pfr_cbor_reader *reader, int field, void *into)
     case 8:
         plan->taste_recency = pfr_cbor_real(reader, 0.0, 1e6);
         break;
-    default:
+    case 9:
         plan->taste_strength = pfr_cbor_real(reader, 0.0, 100.0);
+        break;
+    default:
+        plan->guard = pfr_cbor_real(reader, 0.0, 1.0);
         break;
     }
 }
@@ -216,7 +231,9 @@ static void read_head_field(pfr_cbor_reader *reader, int field, void *into)
         head->catalogue_sha256 = pfr_cbor_bytes(reader, 32U, 32U).at;
         break;
     case 14:
-        read_map(reader, PLAN_FIELDS, COUNT_OF(PLAN_FIELDS), read_plan_field, &head->plan);
+        head->plan.guard = 0.0; /* which is left out where it is 0 */
+        read_map_of(reader, PLAN_FIELDS, COUNT_OF(PLAN_FIELDS), COUNT_OF(PLAN_FIELDS) - 1U, read_plan_field,
+                    &head->plan);
         break;
     case 15:
         head->w = pfr_cbor_floats(reader);

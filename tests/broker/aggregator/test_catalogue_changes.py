@@ -139,8 +139,10 @@ def test_other_json_is_no_change(content: str) -> None:
 def test_older_table_keeps_the_rows_that_have_come_since() -> None:
     """A table never loses rows; what a strategy remembers of new rows is nothing."""
     old, current = a_table(1, n_items=4), a_table(2, n_items=6)
-    np.testing.assert_array_equal(rolled_back(old, current), np.concatenate((old, current[4:])))
-    assert rolled_back(old, a_table(2, n_items=4)) is old
+    table, memory = rolled_back(old, {"moment": old, "count": old[:1]}, current)
+    np.testing.assert_array_equal(table, np.concatenate((old, current[4:])))
+    assert [len(memory[name]) for name in ("moment", "count")] == [6, 1]
+    assert rolled_back(old, {}, a_table(2, n_items=4)) == (old, {})
     assert with_new_rows(old, 4, 6)[4:].tolist() == [[0.0] * 3] * 2
     assert with_new_rows(a_table(n_items=1), 4, 6).shape == (1, 3)
 

@@ -283,7 +283,7 @@ def test_status_of_a_new_directory(shop: Path, call: Call) -> None:
         "items    3",
         "dim      3",
         "devices  0",
-        "updates  0 counted, 0 pending, 0 stale, 0 rejected, 0 duplicates, 0 refused",
+        "updates  0 counted, 0 pending, 0 stale, 0 rejected, 0 duplicates, 0 refused, 0 dropped",
     ]
 
 
@@ -311,6 +311,7 @@ def test_status_tells_what_became_of_all_updates(shop: Path, call: Call) -> None
             "rejected": 0,
             "duplicates": 3,
             "refused": 2,
+            "dropped": 0,
         },
     }
     assert digest in call("status", "--dir", shop).stdout
@@ -339,7 +340,7 @@ def test_rounds_are_listed_newest_first(shop: Path, call: Call) -> None:
 
     assert (outcome.code, outcome.stderr) == (0, "")
     assert outcome.stdout.splitlines() == [
-        "version  updates  closed by  staleness      bytes up  closed at (UTC)",
+        "version  updates  closed by  staleness      bytes up  closed at (UTC)      guard    HR@10",
         "      2        1  deadline        0.00           200  2023-11-14 22:13:20",
         "      1        2  buffer          1.50           200  2023-11-14 22:13:20",
     ]
@@ -364,6 +365,8 @@ def test_rounds_as_json_have_all_figures(shop: Path, call: Call) -> None:
         "source": None,
         "population": None,
         "strategy": None,
+        "dropped": 0,
+        "quality": None,
     }
 
 

@@ -268,19 +268,22 @@ def test_what_is_no_backup_changes_nothing(
 
 
 def test_rollback_is_a_new_version_with_the_old_table(shop: Shop) -> None:
-    """Nothing that waits is lost, new items stay, and the next round goes on from there."""
+    """What waits is dropped, new items stay, and the next round goes on from there."""
     shop.add_item("new")
+    assert shop.serve(1) == ["accepted"]
     with closing(shop.open()) as store:
         newest, old = store.load(), store.kept_table(1)
         assert old is not None
         made = roll_back(store, 1, 5.0)
         state = store.load()
 
-        assert (made, state.version) == (5, 5)
+        assert (made, state.version, state.rolled_back) == (5, 5, [(1, 5)])
+        assert (store.pending(), store.rounds(1)[0].dropped, store.ledger().dropped) == ([], 1, 1)
         np.testing.assert_array_equal(state.table[:N_ITEMS], old.table)
         np.testing.assert_array_equal(state.table[N_ITEMS:], newest.table[N_ITEMS:])
         assert state.answered == newest.answered
-    shop.serve(4)
+    # Of each three, two are made from versions that were given up.
+    assert shop.serve(10) == [*["accepted", "rejected", "rejected"] * 3, "accepted"]
     assert judgements(shop) == [(version, "proved") for version in range(1, 7)]
 
 

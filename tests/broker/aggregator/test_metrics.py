@@ -21,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from broker.aggregator.config import AggregatorConfig
 from broker.aggregator.directory import load_config, open_store
+from broker.aggregator.guard import VersionQuality
 from broker.aggregator.health import Health
 from broker.aggregator.listener import listening
 from broker.aggregator.metrics import CONTENT_TYPE, Metrics
@@ -177,6 +178,7 @@ def _exported() -> dict[str, set[str]]:
     metrics = Metrics("shop", lambda: 1.0)
     metrics.began(Idle())
     metrics.worked(WorkedBatch(messages=1, bytes_up=1, refusals=["malformed"], commit_seconds=0.1))
+    metrics.judged(VersionQuality(version=1, finding="bad", reports=2, hits=1, hits_before=2))
     labels: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(metrics.render().decode()):
         for sample in family.samples:

@@ -26,7 +26,7 @@ from broker.connection import Connected, EventSink, LinkEvent, Lost, Received
 from broker.errors import DiskFullError, RefusedError
 from broker.protocol.chunks import cut
 from broker.protocol.encodings import SparseChange
-from broker.protocol.messages import Chunk, Head, Receipt, Update, decode, encode
+from broker.protocol.messages import Chunk, Head, Quality, Receipt, Update, decode, encode
 from broker.protocol.topics import Filter, FleetTopics, Topic
 from broker.protocol.versions import sha256
 from tests.broker.aggregator.builders import a_change, an_update
@@ -35,6 +35,12 @@ from tests.brokers import PATIENCE_S, RunningBroker, ScriptedBroker, kill_and_wa
 from trainer.params import Floats
 
 _numbers = count(1)
+
+
+WORSE = Quality(
+    instance=0, version=1, version_before=0, candidates=99, hits=0, hits_before=1,
+    beaten=20, beaten_before=95, ndcg=0.0, ndcg_before=0.5, loss=2.0, loss_before=1.0,
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -226,6 +232,31 @@ def test_update_in_chunks_is_accepted(broker: RunningBroker, fleet: str, tmp_pat
 
         newer = device.head(lambda each: each.version == 1)
         np.testing.assert_allclose(device.table(newer), table_after(table, changes, 2), rtol=1e-4, atol=1e-6)
+
+
+def test_version_that_devices_report_as_worse_is_rolled_back(
+    broker: RunningBroker, fleet: str, tmp_path: Path
+) -> None:
+    """A new version has the table of the one before; the operator sees it in the rounds."""
+    config = AggregatorConfig(fleet=fleet, buffer=1, deadline_s=0.0, population=40, guard_reports=12)
+    path = make_directory(tmp_path / "aggregator", config)
+    with serving(path, broker.address), Device(broker.address, fleet) as device:
+        head = device.head()
+        assert head.plan.guard == 1.0
+        device.send(an_update_for(head, 1))
+        bad = device.head(lambda each: each.version == 1)
+        for number in range(12):
+            report = replace(WORSE, instance=head.instance, version=1, version_before=0)
+            device.publish(device.topics.quality(f"pi-{number}"), encode(report))
+        restored = device.head(lambda each: each.version == 2)
+        assert restored.sha256 == head.sha256 != bad.sha256
+        receipt = device.send(an_update_for(bad, 2))
+        assert (receipt.verdict, receipt.reason) == ("rejected", "version 1 was rolled back")
+
+    store = open_store(path)
+    newest, older = store.rounds(2)
+    assert (newest.source, older.quality and older.quality.finding) == (0, "bad")
+    store.close()
 
 
 def test_queued_changes_of_the_catalogue_are_versions_while_it_runs(

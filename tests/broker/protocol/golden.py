@@ -15,7 +15,7 @@ import numpy as np
 from broker.protocol.chunks import cut
 from broker.protocol.deltas import delta_bytes
 from broker.protocol.encodings import ENCODINGS, SparseChange
-from broker.protocol.messages import Delta, Head, Message, Plan, Receipt, Status, Update, encode
+from broker.protocol.messages import Delta, Head, Message, Plan, Quality, Receipt, Status, Update, encode
 from broker.protocol.versions import catalogue_bytes, sha256, table_bytes
 
 FOLDER = Path(__file__).parents[2] / "data" / "protocol"
@@ -96,6 +96,20 @@ GOLDEN: dict[str, Message] = {
         version=41,
         staleness=1,
         check_in_s=30.0,
+    ),
+    "quality": Quality(
+        instance=HEAD.instance,
+        version=41,
+        version_before=39,
+        candidates=99,
+        hits=1,
+        hits_before=0,
+        beaten=97,
+        beaten_before=88,
+        ndcg=0.5,
+        ndcg_before=0.0,
+        loss=0.25,
+        loss_before=0.75,
     ),
 }
 

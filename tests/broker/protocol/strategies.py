@@ -17,6 +17,7 @@ from broker.protocol.messages import (
     MAX_CHUNKS,
     MAX_DELTAS,
     MAX_ITEMS_IN_CATALOGUE,
+    MAX_LOSS,
     MAX_REASON_BYTES,
     MAX_SEQ,
     MAX_TRANSFER_BYTES,
@@ -27,6 +28,7 @@ from broker.protocol.messages import (
     Head,
     Message,
     Plan,
+    Quality,
     Receipt,
     Status,
     Update,
@@ -97,6 +99,7 @@ def plans(draw: st.DrawFn) -> Plan:
         encoding=draw(st.sampled_from(sorted(ENCODINGS)) | identifiers),
         check_in_s=draw(seconds),
         max_idle_passes=draw(st.integers(1, 1_000_000)),
+        guard=draw(st.floats(0.0, 1.0)),
     )
 
 
@@ -208,9 +211,30 @@ def receipts(draw: st.DrawFn) -> Receipt:
     )
 
 
+@st.composite
+def qualities(draw: st.DrawFn) -> Quality:
+    """Reports of a version's quality."""
+    candidates = draw(st.integers(1, 10_000))
+    version = draw(st.integers(1, MAX_SEQ))
+    return Quality(
+        instance=draw(u64s),
+        version=version,
+        version_before=draw(st.integers(0, version - 1)),
+        candidates=candidates,
+        hits=draw(st.integers(0, 1)),
+        hits_before=draw(st.integers(0, 1)),
+        beaten=draw(st.integers(0, candidates)),
+        beaten_before=draw(st.integers(0, candidates)),
+        ndcg=draw(st.floats(0.0, 1.0)),
+        ndcg_before=draw(st.floats(0.0, 1.0)),
+        loss=draw(st.floats(0.0, MAX_LOSS)),
+        loss_before=draw(st.floats(0.0, MAX_LOSS)),
+    )
+
+
 def messages() -> st.SearchStrategy[Message]:
-    """Messages of all five types."""
-    return st.one_of(heads(), chunks(), statuses(), updates(), receipts())
+    """Messages of all six types."""
+    return st.one_of(heads(), chunks(), statuses(), updates(), receipts(), qualities())
 
 
 def wire_values() -> st.SearchStrategy[object]:

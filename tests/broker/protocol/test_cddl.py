@@ -19,6 +19,7 @@ from broker.protocol.messages import (
     Head,
     Message,
     Plan,
+    Quality,
     Receipt,
     Status,
     Update,
@@ -71,7 +72,7 @@ def schema_allows(payload: bytes) -> bool:
 def code_refuses(payload: bytes) -> bool:
     """Tell whether the decoder refuses `payload`."""
     try:
-        decode(payload, Head, Chunk, Status, Update, Receipt)
+        decode(payload, Head, Chunk, Status, Update, Receipt, Quality)
     except ProtocolError:
         return True
     return False
@@ -121,12 +122,12 @@ def test_schema_refuses_another_encodings_body(name: str, data: st.DataObject) -
             schema(f"{other}-body").validate_cbor(body)
 
 
-@pytest.mark.parametrize("kind", [Head, Chunk, Status, Update, Receipt, Plan, Delta])
+@pytest.mark.parametrize("kind", [Head, Chunk, Status, Update, Receipt, Quality, Plan, Delta])
 def test_schema_lists_the_fields_in_order(kind: type) -> None:
     """A rule names the fields of its message as the code writes them."""
     rule = {Plan: "training-plan", Delta: "delta"}.get(kind) or kind.TYPE  # type: ignore[attr-defined]
     lines = CDDL.split(f"\n{rule} = {{\n")[1].split("\n}")[0].splitlines()
-    names = [line.split(":")[0].strip() for line in lines]
+    names = [line.split(":")[0].strip().removeprefix("? ") for line in lines]
 
     envelope = [] if kind in (Plan, Delta) else ["v", "type"]
     assert names == envelope + [field.name for field in fields(kind)]

@@ -17,6 +17,7 @@ from broker.protocol.messages import (
     Chunk,
     Head,
     Message,
+    Quality,
     Receipt,
     Status,
     Update,
@@ -26,7 +27,7 @@ from broker.protocol.messages import (
 from tests.broker.protocol.golden import GOLDEN, golden_bytes
 from tests.broker.protocol.strategies import assert_same, cbor_values, messages
 
-ALL = (Head, Chunk, Status, Update, Receipt)
+ALL = (Head, Chunk, Status, Update, Receipt, Quality)
 NAMES = sorted(GOLDEN)
 
 

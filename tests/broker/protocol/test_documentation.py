@@ -28,6 +28,7 @@ def test_page_has_exactly_the_topics() -> None:
         topics.status("ID"),
         topics.update("ID"),
         topics.receipt("ID"),
+        topics.quality("ID"),
     }
 
     assert set(re.findall(r"^\| `([^`]+)` \| ", PAGE, re.MULTILINE)) == expected

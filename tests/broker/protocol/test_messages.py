@@ -18,6 +18,7 @@ from broker.protocol.messages import (
     Head,
     Message,
     Plan,
+    Quality,
     Receipt,
     Status,
     Update,
@@ -28,7 +29,9 @@ from trainer.params import Hyperparameters
 from trainer.taste import TasteSettings
 
 PLAN = HEAD.plan
-CHUNK, STATUS, UPDATE, RECEIPT = (GOLDEN[name] for name in ("chunk", "status", "update-float32", "receipt"))
+CHUNK, STATUS, UPDATE, RECEIPT, QUALITY = (
+    GOLDEN[name] for name in ("chunk", "status", "update-float32", "receipt", "quality")
+)
 ROWS = np.zeros(1, np.uint32)
 NAN = float("nan")
 INFINITY = float("inf")
@@ -97,6 +100,7 @@ REFUSED: list[tuple[Message | Plan, str, list[object]]] = [
     (PLAN, "decay", real(0.0, 10.0)),
     (PLAN, "taste_recency", real(0.0, 1e6)),
     (PLAN, "taste_strength", real(0.0, 100.0)),
+    (PLAN, "guard", real(0.0, 1.0)),
     (HEAD, "instance", integer(0, MAX_U64)),
     (HEAD, "session", integer(0, MAX_SEQ)),
     (HEAD, "version", integer(0, MAX_SEQ)),
@@ -177,6 +181,14 @@ REFUSED: list[tuple[Message | Plan, str, list[object]]] = [
     (RECEIPT, "version", integer(0, MAX_SEQ)),
     (RECEIPT, "staleness", integer(0, MAX_SEQ)),
     (RECEIPT, "check_in_s", real(0.0, 604800.0)),
+    (QUALITY, "instance", integer(0, MAX_U64)),
+    (QUALITY, "version", [*integer(40, MAX_SEQ), 0]),
+    (QUALITY, "version_before", integer(0, 40)),
+    (QUALITY, "candidates", integer(1, 10_000)),
+    *((QUALITY, name, integer(0, 1)) for name in ("hits", "hits_before")),
+    *((QUALITY, name, integer(0, 99)) for name in ("beaten", "beaten_before")),
+    *((QUALITY, name, real(0.0, 1.0)) for name in ("ndcg", "ndcg_before")),
+    *((QUALITY, name, real(0.0, 1e6)) for name in ("loss", "loss_before")),
 ]
 
 
@@ -199,7 +211,7 @@ def test_every_field_has_refused_values() -> None:
     """The table above has no gap."""
     expected = {
         (kind.__name__, name)
-        for kind in (Plan, Head, Chunk, Status, Update, Receipt)
+        for kind in (Plan, Head, Chunk, Status, Update, Receipt, Quality)
         for name in kind.__dataclass_fields__
         if name != "TYPE"
     }

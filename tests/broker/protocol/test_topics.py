@@ -48,7 +48,7 @@ chunk_numbers = st.integers(0, 65_535)
 @st.composite
 def addresses(draw: st.DrawFn) -> Address:
     """Everything that a topic can mean."""
-    kind = draw(st.sampled_from(["head", "snapshot", "catalogue", "status", "update", "receipt"]))
+    kind = draw(st.sampled_from(["head", "snapshot", "catalogue", "status", "update", "receipt", "quality"]))
     if kind == "snapshot":
         return Address(kind, slot=draw(st.integers(0, 1)), chunk=draw(chunk_numbers))
     if kind == "catalogue":
@@ -69,6 +69,8 @@ def topic_of(topics: FleetTopics, address: Address) -> Topic:
             return topics.status(address.device)
         case "update":
             return topics.update(address.device)
+        case "quality":
+            return topics.quality(address.device)
         case _:
             return topics.receipt(address.device)
 

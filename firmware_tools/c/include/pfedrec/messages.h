@@ -33,6 +33,7 @@ typedef struct pfr_plan {
     double check_in_s;
     uint32_t max_idle_passes;
     double taste_recency, taste_strength;
+    double guard; /**< The share of devices to report a version's quality; this core reports none. */
 } pfr_plan;
 
 /** @brief A step between two versions that is on offer. */
