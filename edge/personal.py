@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from broker.errors import EncodingError
-from broker.protocol.encodings import ENCODINGS, SparseChange
+from broker.protocol.encodings import ENCODINGS, FactoredChange
 from broker.protocol.messages import Head, Update
 from trainer.local import LocalResult
 from trainer.params import Floats, Rows, ScoreFunction
@@ -74,6 +74,11 @@ class Personal:
         return own
 
 
+def as_change(result: LocalResult) -> FactoredChange:
+    """Give what a pass did to the table, as the factors that the pass has anyway."""
+    return FactoredChange(rows=result.rows, coefficients=result.coefficients, directions=result.vectors)
+
+
 def make_update(head: Head, incarnation: int, seq: int, result: LocalResult) -> Update:
     """Encode a pass over the table of `head` as its plan wants it; exactly if that encoding is unknown here.
 
@@ -89,5 +94,5 @@ def make_update(head: Head, incarnation: int, seq: int, result: LocalResult) -> 
         seq=seq,
         base_version=head.version,
         encoding=encoding.name,
-        body=encoding.encode(SparseChange(rows=result.rows, change=result.change)),
+        body=encoding.encode(as_change(result)),
     )

@@ -19,6 +19,7 @@ from broker.aggregator.itemscommand import items
 from broker.aggregator.options import DIRECTORY, JSON
 from broker.commandline import Duration, Identifier, echo_facts, echo_json, run, say
 from broker.embedded import choose_broker, own_broker
+from broker.protocol.encodings import ENCODINGS
 from broker.servicecommand import install_service
 from broker.storage import exclusive
 from trainer.aggregation import ROBUST
@@ -76,7 +77,7 @@ def cli() -> None:
 )
 @click.option("--max-idle-passes", type=int, help="Passes without a new interaction.  [default: 100]")
 @click.option("--population", type=int, help="Devices in the fleet.  [default: those seen]")
-@click.option("--encoding", help="Of updates: float32, int8 or int4.  [default: int8]")
+@click.option("--encoding", help=f"Of updates: {', '.join(ENCODINGS)}.  [default: int8]")
 @click.option("--item-lr", type=float, help="Learning rate of item rows.  [default: the preset's]")
 @click.option("--port", type=int, help="Of our own broker.  [default: 1883, with --secure 8883]")
 @click.option(

@@ -92,7 +92,7 @@ class AggregatorConfig:
     guard_wait_s: float = option(120.0, "Seconds after which a version is promoted with fewer reports.")
     max_idle_passes: int = option(100, "Passes that a device makes without a new interaction.")
     encoding: str = option(
-        "int8", "How updates are encoded: float32 (exact), int8 (a quarter the size) or int4 (a sixth)."
+        "int8", f"How updates are encoded: {', '.join(ENCODINGS)}; docs/protocol.md says what each costs."
     )
     lr: float = option(0.1, "Learning rate of a device's own score function.")
     item_lr: float = option(0.0, "Learning rate of the item rows; 0: lr * items * lr_eta - lr.")

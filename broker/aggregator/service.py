@@ -220,9 +220,7 @@ class AggregatorService:
 
     def _largest_update(self) -> int:
         shape = self._core.table.shape
-        return _ENVELOPE_BYTES + max(
-            sum(encoding.array_bytes(*shape).values()) for encoding in ENCODINGS.values()
-        )
+        return _ENVELOPE_BYTES + max(encoding.most_bytes(*shape) for encoding in ENCODINGS.values())
 
     def _take_batch(self) -> list[LinkEvent]:
         wake_at = self._core.wake_at

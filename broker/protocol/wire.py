@@ -1,7 +1,7 @@
 """CBOR (RFC 8949) with typed arrays (RFC 8746), read as if every byte came from an enemy.
 
 The payload is walked once before anything is built from it. The walk allows what the protocol uses and
-nothing else: integers, text, bytes, arrays, maps, float32/float64, true, false, null, and three typed
+nothing else: integers, text, bytes, arrays, maps, float32/float64, true, false, null, and four typed
 arrays; no indefinite length, no other tag, a bounded depth and number of items, and no length
 beyond the payload's end. What is built afterwards is therefore never larger than a small multiple of the
 payload. A map that repeats a key is refused too: two readers could understand it differently.
@@ -21,11 +21,12 @@ MAX_DEPTH: Final = 4
 MAX_ITEMS: Final = 512
 """Data items in one message; the largest, a head, has about a hundred."""
 
-TypedArray = NDArray[np.uint32] | NDArray[np.int8] | NDArray[np.float32]
+TypedArray = NDArray[np.uint32] | NDArray[np.int8] | NDArray[np.float16] | NDArray[np.float32]
 
 _DTYPE_OF_TAG: Final[dict[int, np.dtype[np.generic]]] = {
     70: np.dtype("<u4"),  # uint32, little endian
     72: np.dtype("i1"),  # sint8
+    84: np.dtype("<f2"),  # binary16, little endian
     85: np.dtype("<f4"),  # binary32, little endian
 }
 _TAG_OF_DTYPE: Final = {dtype: tag for tag, dtype in _DTYPE_OF_TAG.items()}

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from broker.commandline import Duration, Identifier, Setting, echo_facts, echo_json, run, say, toml_value
+from broker.protocol.encodings import ENCODINGS
 from edge.fleet.termination import terminable
 from trainer.params import MAX_DIM
 
@@ -34,7 +35,7 @@ _PROTOCOL = click.option(
     type=click.Choice(["published", "clean"]),
     help="Whether training may avoid held-out items.",
 )
-_ENCODING = click.option("--encoding", type=click.Choice(["float32", "int8", "int4"]), help="Of updates.")
+_ENCODING = click.option("--encoding", type=click.Choice(list(ENCODINGS)), help="Of updates.")
 _PRESET = click.option(
     "--preset",
     default="device",

@@ -6,7 +6,7 @@ process runs which cohort.
 """
 
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from math import prod
@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from broker.errors import EncodingError
-from broker.protocol.encodings import ENCODINGS, SparseChange
+from broker.protocol.encodings import ENCODINGS, Change, Float32, SparseChange
 from broker.protocol.messages import encoded_update_bytes
 from edge.fleet.scenario import Scenario
+from edge.personal import as_change
 from trainer.aggregation import Accumulator
 from trainer.algorithms import Algorithm, Shared
 from trainer.batches import users_alike
@@ -39,6 +40,7 @@ from trainer.privacy import add_laplace_noise, f1_score, inferred_positives
 from trainer.taste import TasteSettings, contexts
 
 MAX_COHORTS = 16
+_SizeOf = Callable[[Mapping[str, int]], int]
 _INCARNATION = 2**52
 """A device's own number in its updates takes this many bits; the sizes that are counted include it."""
 
@@ -177,6 +179,7 @@ class Cohort:
         network_sum.fill(0.0)
         W, b = arrays.W[self.users], arrays.b[self.users]
         size_of = _update_sizes(settings, shared, round_number)
+        exact_size = cache(lambda n_rows: size_of(Float32().array_bytes(n_rows, W.shape[1])))
         bytes_up = 0
         recovered: list[float] = []
         keeps_rows = settings.algorithm.own_rows and not settings.taste.strength
@@ -193,16 +196,17 @@ class Cohort:
             )
             W[lines], b[lines] = results.W, results.b
             network_sum += np.add.reduce(results.network_changes, axis=0)
-            bytes_up += sum(map(size_of, results.drawn.n_rows.tolist()))
             if as_made:
+                bytes_up += sum(map(exact_size, results.drawn.n_rows.tolist()))
                 results.add_to(total)
             for line, result in zip(lines.tolist(), results, strict=True):
                 if keeps_rows:
                     self._results[line] = result
                 if as_made and not attack:
                     continue
-                change = self._travelled(result, shared, rng)
+                change, size = self._travelled(result, shared, rng, size_of)
                 if not as_made:
+                    bytes_up += size
                     total.add(result.rows, change, 1.0)
                 if attack:
                     recovered.append(f1_score(inferred_positives(result.rows, change), self._train[line]))
@@ -213,19 +217,22 @@ class Cohort:
             raise ParameterError("the training diverges; give a smaller --item-lr, or --set lr=...")
         return CohortPass(updates=len(self._train), bytes_up=bytes_up, recovered_f1=recovered)
 
-    def _travelled(self, result: LocalResult, shared: Shared, rng: np.random.Generator) -> Floats:
-        """Give the rows' change as it arrives at the server."""
-        change = result.change
-        if self._settings.noise:
-            change = add_laplace_noise(change, self._settings.noise, rng)
-        if self._settings.encoding == "float32":
-            return change
-        encoding = ENCODINGS[self._settings.encoding]
+    def _travelled(
+        self, result: LocalResult, shared: Shared, rng: np.random.Generator, size_of: _SizeOf
+    ) -> tuple[Floats, int]:
+        """Give the rows' change as it arrives at the server, and the size of its update."""
+        settings = self._settings
+        sent: Change = as_change(result)
+        if settings.noise:
+            noisy = add_laplace_noise(sent.change, settings.noise, rng)
+            sent = SparseChange(rows=result.rows, change=noisy)
+        encoding = ENCODINGS[settings.encoding]
         try:
-            body = encoding.encode(SparseChange(rows=result.rows, change=change))
+            body = encoding.encode(sent)
         except EncodingError as error:
             raise ParameterError(f"the training diverges ({error}); give a smaller --item-lr") from error
-        return encoding.decode(body, *shared.table.shape).change
+        size = size_of({name: array.nbytes for name, array in body.items()})
+        return encoding.decode(body, *shared.table.shape).change, size
 
     @np.errstate(over="ignore", invalid="ignore")
     def evaluate(self, round_number: int) -> None:
@@ -322,14 +329,12 @@ class Float64Rows:
         return products
 
 
-def _update_sizes(settings: CohortSettings, shared: Shared, round_number: int) -> Callable[[int], int]:
-    """Give what tells an encoded update's size from its number of rows."""
-    encoding, dim = ENCODINGS[settings.encoding], shared.table.shape[1]
+def _update_sizes(settings: CohortSettings, shared: Shared, round_number: int) -> _SizeOf:
+    """Give what tells an encoded update's size from those of its body's arrays."""
     integers = (settings.seed, _INCARNATION, round_number, round_number - 1)
+    network_bytes = shared.network.nbytes
 
-    @cache
-    def size(n_rows: int) -> int:
-        body = encoding.array_bytes(n_rows, dim)
-        return encoded_update_bytes(encoding.name, body, integers) + shared.network.nbytes
+    def size(arrays: Mapping[str, int]) -> int:
+        return encoded_update_bytes(settings.encoding, arrays, integers) + network_bytes
 
     return size

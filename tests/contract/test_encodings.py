@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from broker.errors import EncodingError
 from broker.protocol import wire
-from broker.protocol.encodings import ENCODINGS, Encoding, SparseChange
+from broker.protocol.encodings import ENCODINGS, ROW_ENCODINGS, Encoding, RowEncoding, SparseChange
 from broker.protocol.messages import MAX_REASON_BYTES, Update, decode, encode
 from broker.protocol.topics import checked_id
 from broker.protocol.wire import TypedArray
@@ -27,25 +27,40 @@ def no_error(change: Floats) -> NDArray[np.float64]:
     return np.zeros(change.shape)
 
 
-def half_a_scale(levels: float) -> Callable[[Floats], NDArray[np.float64]]:
-    """Half a scale and the rounding of two float32 operations; rows that are nearly zero vanish."""
+def half_a_scale(levels: float, least: float | None = None) -> Callable[[Floats], NDArray[np.float64]]:
+    """Half a scale and the rounding of a few float32 operations; rows that are nearly zero vanish."""
+    vanishing = (least or levels) * SMALLEST_NORMAL
 
     def bounds(change: Floats) -> NDArray[np.float64]:
         scale = np.abs(change).max(axis=1, keepdims=True).astype(np.float64) / levels
-        bound = np.where(scale < SMALLEST_NORMAL, levels * SMALLEST_NORMAL, scale * (0.5 + levels * 2.0**-23))
+        half = scale * (0.5 + levels * 2.0**-22)
+        bound = np.where(scale * levels < vanishing, vanishing, half)
         return np.broadcast_to(bound, change.shape)
 
     return bounds
+
+
+def half_precision(change: Floats) -> NDArray[np.float64]:
+    """Eleven bits of each value, down to where the row's largest one makes it subnormal."""
+    largest = np.abs(change).max(axis=1, keepdims=True).astype(np.float64)
+    floor = np.maximum(largest * 2.0**-39, float(np.finfo(np.float32).smallest_subnormal))
+    return np.maximum(np.abs(change) * 2.0**-11, floor)
 
 
 ERROR_BOUNDS: dict[str, Callable[[Floats], NDArray[np.float64]]] = {
     "float32": no_error,
     "int8": half_a_scale(127.0),
     "int4": half_a_scale(7.0),
+    "float16": half_precision,
+    "factored": no_error,
+    "factored-int8": half_a_scale(127.0, least=127.0**2),
 }
-DTYPES = ["<u4", "i1", "<f4"]
+"""Of changes without factors; those of factors are in `test_factored_encodings`."""
+
+DTYPES = ["<u4", "i1", "<f2", "<f4"]
 
 every_encoding = pytest.mark.parametrize("encoding", ENCODINGS.values(), ids=ENCODINGS)
+every_row_encoding = pytest.mark.parametrize("encoding", ROW_ENCODINGS.values(), ids=ROW_ENCODINGS)
 quick = settings(deadline=None)
 
 
@@ -72,9 +87,10 @@ def refusal(
 
 
 def with_first(array: TypedArray, value: float) -> TypedArray:
-    """Give a copy of a float array that begins with `value`."""
-    changed = array.astype(np.float32)
-    changed[0] = value
+    """Give a copy of a float array that begins with `value`, or infinity where the dtype cannot hold it."""
+    changed = array.copy()
+    with np.errstate(over="ignore"):
+        changed[0] = value
     return changed
 
 
@@ -171,13 +187,23 @@ def test_encoding_is_repeatable_and_changes_nothing(encoding: Encoding, change: 
     assert change.change.tobytes() == values.tobytes()
 
 
-@every_encoding
+@every_row_encoding
 @pytest.mark.parametrize("n_rows", [1, 2, 25])
-def test_sizes_are_known_before(encoding: Encoding, n_rows: int) -> None:
+def test_sizes_are_known_before(encoding: RowEncoding, n_rows: int) -> None:
     """The size is known before anything is encoded."""
     body = encoding.encode(a_change(n_rows))
 
     assert {name: array.nbytes for name, array in body.items()} == encoding.array_bytes(n_rows, DIM)
+
+
+@every_encoding
+@given(change=sparse_changes(N_ITEMS, DIM))
+@quick
+def test_size_is_bounded_and_the_wire_carries_the_arrays(encoding: Encoding, change: SparseChange) -> None:
+    """No body is larger than what an aggregator makes room for."""
+    body = encoding.encode(change)
+
+    assert sum(array.nbytes for array in body.values()) <= encoding.most_bytes(int(change.rows[-1]) + 1, DIM)
     assert all(wire.is_typed_array(array) for array in body.values())
 
 
@@ -208,8 +234,9 @@ def test_extra_or_renamed_array_is_refused(encoding: Encoding, name: str) -> Non
     """Whatever its name."""
     body = encoding.encode(a_change())
 
-    refusal(encoding, body | {name: body["rows"]})
-    refusal(encoding, {name if n == "rows" else n: array for n, array in body.items()})
+    first = next(iter(body))
+    refusal(encoding, body | {name: body[first]})
+    refusal(encoding, {name if n == first else n: array for n, array in body.items()})
 
 
 @every_encoding
@@ -231,26 +258,26 @@ def test_wrong_dtype_is_refused(encoding: Encoding) -> None:
                 assert f"{name} is " in refusal(encoding, changed)
 
 
-@every_encoding
+@every_row_encoding
 @pytest.mark.parametrize("last", [N_ITEMS, N_ITEMS + 1, 2**31, 2**32 - 1])
-def test_row_beyond_the_table_is_refused(encoding: Encoding, last: int) -> None:
+def test_row_beyond_the_table_is_refused(encoding: RowEncoding, last: int) -> None:
     """Rows begin with zero."""
     body = encoding.encode(a_change()) | {"rows": np.array([1, 3, last], np.uint32)}
 
     assert refusal(encoding, body) == f"row {last} of a table of {N_ITEMS}"
 
 
-@every_encoding
+@every_row_encoding
 @pytest.mark.parametrize("rows", [[1, 1, 3], [1, 3, 3], [3, 1, 5], [5, 3, 1], [2**32 - 1, 1, 3], [60, 3, 5]])
-def test_rows_that_do_not_ascend_are_refused(encoding: Encoding, rows: list[int]) -> None:
+def test_rows_that_do_not_ascend_are_refused(encoding: RowEncoding, rows: list[int]) -> None:
     """Duplicates and any other order, also with a row beyond the table that is not the last."""
     body = encoding.encode(a_change()) | {"rows": np.array(rows, np.uint32)}
 
     assert refusal(encoding, body) == "the rows are not ascending and distinct"
 
 
-@every_encoding
-def test_update_without_rows_is_refused(encoding: Encoding) -> None:
+@every_row_encoding
+def test_update_without_rows_is_refused(encoding: RowEncoding) -> None:
     """Nothing to count."""
     body = {name: array[:0] for name, array in encoding.encode(a_change()).items()}
 
@@ -270,13 +297,14 @@ def test_wrong_length_is_refused(encoding: Encoding) -> None:
     """Every array one shorter, one longer, and empty."""
     body = encoding.encode(a_change())
     for name, array in body.items():
-        for changed in (array[:-1], np.append(array, array[-1:]), array[:0]):
+        longer = np.append(array, np.ones(1, dtype=array.dtype))
+        for changed in (array[:-1], longer, array[:0]) if array.size else (longer,):
             refusal(encoding, body | {name: changed})
 
 
-@every_encoding
+@every_row_encoding
 @pytest.mark.parametrize("dim", [1, DIM - 1, DIM + 1, 1024])
-def test_body_of_another_width_is_refused(encoding: Encoding, dim: int) -> None:
+def test_body_of_another_width_is_refused(encoding: RowEncoding, dim: int) -> None:
     """An update for a table of another dim."""
     body = encoding.encode(a_change())
     name = next(reversed(body))
@@ -292,7 +320,7 @@ def test_body_of_another_width_is_refused(encoding: Encoding, dim: int) -> None:
 def test_values_that_cannot_be_added_up_are_refused(encoding: Encoding, value: float) -> None:
     """Not finite, or so large that a sum could overflow; in each array of floats."""
     body = encoding.encode(a_change())
-    floats = [name for name, array in body.items() if array.dtype.kind == "f"]
+    floats = [name for name, array in body.items() if array.dtype.kind == "f" and array.size]
 
     assert floats
     for name in floats:
@@ -304,7 +332,9 @@ def test_values_that_cannot_be_added_up_are_refused(encoding: Encoding, value: f
 @every_encoding
 @given(
     body=st.dictionaries(
-        st.sampled_from(["rows", "values", "scales", "pairs", "x"]), typed_arrays(), max_size=3
+        st.sampled_from(["rows", "values", "scales", "pairs", "exponents", "counts", "gaps", "directions"]),
+        typed_arrays(),
+        max_size=5,
     ),
     n_items=st.integers(1, 2**33),
     dim=st.integers(1, 4),
@@ -332,7 +362,7 @@ def test_changed_body_gives_a_right_change_or_an_encoding_error(
 ) -> None:
     """Good bodies with some bytes of one array changed."""
     body = encoding.encode(change)
-    name = data.draw(st.sampled_from(sorted(body)))
+    name = data.draw(st.sampled_from(sorted(name for name, array in body.items() if array.size)))
     content = bytearray(body[name].tobytes())
     for at in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=4)):
         content[at] = data.draw(st.integers(0, 255))
@@ -426,6 +456,6 @@ def test_int4_packs_two_values_a_byte() -> None:
 
 def test_sizes_for_a_table_of_the_papers_width() -> None:
     """Integers of 8 bits take about a quarter of float32, those of 4 bits less than a fifth."""
-    sizes = {name: sum(encoding.array_bytes(1000, 32).values()) for name, encoding in ENCODINGS.items()}
+    sizes = {name: sum(encoding.array_bytes(1000, 32).values()) for name, encoding in ROW_ENCODINGS.items()}
 
-    assert sizes == {"float32": 132_000, "int8": 40_000, "int4": 24_000}
+    assert sizes == {"float32": 132_000, "float16": 69_000, "int8": 40_000, "int4": 24_000}

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from broker.protocol.encodings import ENCODINGS, SparseChange
+from broker.protocol.encodings import ENCODINGS
 from broker.protocol.messages import Update, encode
 from edge.fleet.cohort import Cohort, CohortSettings, FleetArrays, shared_array
 from edge.fleet.scenario import Scenario
+from edge.personal import as_change
 from tests.fleet.builders import a_scenario
 from tests.passes import cohorts_passes
 from trainer.algorithms import ALGORITHMS
@@ -179,7 +180,7 @@ def test_bytes_up_are_those_of_encoded_updates(algorithm: str, encoding: str) ->
             seq=1,
             base_version=0,
             encoding=encoding,
-            body=ENCODINGS[encoding].encode(SparseChange(rows=result.rows, change=result.change)),
+            body=ENCODINGS[encoding].encode(as_change(result)),
         )
         size += len(encode(update)) + result.network_change.nbytes
     assert (done.updates, done.bytes_up) == (5, size)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from broker.protocol.encodings.interface import (
+    Change,
     SparseChange,
     checked_rows,
     require_arrays,
@@ -19,10 +20,11 @@ class Float32:
 
     name = "float32"
 
-    def encode(self, change: SparseChange) -> dict[str, TypedArray]:
+    def encode(self, change: Change) -> dict[str, TypedArray]:
         """See `Encoding.encode`."""
-        require_bounded(change.change, "the change")
-        return {"rows": change.rows.astype(np.uint32), "values": change.change.ravel()}
+        values = change.change
+        require_bounded(values, "the change")
+        return {"rows": change.rows.astype(np.uint32), "values": values.ravel()}
 
     def decode(self, body: Mapping[str, TypedArray], n_items: int, dim: int) -> SparseChange:
         """See `Encoding.decode`."""
@@ -34,5 +36,9 @@ class Float32:
         return SparseChange(rows=rows, change=values.reshape(rows.size, dim))
 
     def array_bytes(self, n_rows: int, dim: int) -> dict[str, int]:
-        """See `Encoding.array_bytes`."""
+        """See `RowEncoding.array_bytes`."""
         return {"rows": 4 * n_rows, "values": 4 * n_rows * dim}
+
+    def most_bytes(self, n_items: int, dim: int) -> int:
+        """See `Encoding.most_bytes`."""
+        return sum(self.array_bytes(n_items, dim).values())

@@ -6,6 +6,7 @@ import numpy as np
 
 from broker.errors import EncodingError
 from broker.protocol.encodings.interface import (
+    Change,
     SparseChange,
     checked_rows,
     require_arrays,
@@ -29,10 +30,11 @@ class Int4:
 
     name = "int4"
 
-    def encode(self, change: SparseChange) -> dict[str, TypedArray]:
+    def encode(self, change: Change) -> dict[str, TypedArray]:
         """See `Encoding.encode`."""
-        require_bounded(change.change, "the change")
-        scales, values = scaled(change.change, _LEVELS)
+        moved = change.change
+        require_bounded(moved, "the change")
+        scales, values = scaled(moved, _LEVELS)
         n_rows, dim = values.shape
         halves = np.zeros((n_rows, dim + dim % 2), dtype=np.uint8)
         halves[:, :dim] = values.view(np.uint8) & 0x0F
@@ -59,5 +61,9 @@ class Int4:
         return SparseChange(rows=rows, change=values[:, :dim] * scales[:, None])
 
     def array_bytes(self, n_rows: int, dim: int) -> dict[str, int]:
-        """See `Encoding.array_bytes`."""
+        """See `RowEncoding.array_bytes`."""
         return {"rows": 4 * n_rows, "scales": 4 * n_rows, "pairs": n_rows * -(-dim // 2)}
+
+    def most_bytes(self, n_items: int, dim: int) -> int:
+        """See `Encoding.most_bytes`."""
+        return sum(self.array_bytes(n_items, dim).values())

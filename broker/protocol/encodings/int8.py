@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from broker.protocol.encodings.interface import (
+    Change,
     SparseChange,
     checked_rows,
     require_arrays,
@@ -26,10 +27,11 @@ class Int8:
 
     name = "int8"
 
-    def encode(self, change: SparseChange) -> dict[str, TypedArray]:
+    def encode(self, change: Change) -> dict[str, TypedArray]:
         """See `Encoding.encode`."""
-        require_bounded(change.change, "the change")
-        scales, values = scaled(change.change, _LEVELS)
+        moved = change.change
+        require_bounded(moved, "the change")
+        scales, values = scaled(moved, _LEVELS)
         return {"rows": change.rows.astype(np.uint32), "scales": scales, "values": values.ravel()}
 
     def decode(self, body: Mapping[str, TypedArray], n_items: int, dim: int) -> SparseChange:
@@ -43,5 +45,9 @@ class Int8:
         return SparseChange(rows=rows, change=change.astype(np.float32, copy=False))
 
     def array_bytes(self, n_rows: int, dim: int) -> dict[str, int]:
-        """See `Encoding.array_bytes`."""
+        """See `RowEncoding.array_bytes`."""
         return {"rows": 4 * n_rows, "scales": 4 * n_rows, "values": n_rows * dim}
+
+    def most_bytes(self, n_items: int, dim: int) -> int:
+        """See `Encoding.most_bytes`."""
+        return sum(self.array_bytes(n_items, dim).values())

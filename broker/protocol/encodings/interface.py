@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
@@ -29,9 +29,47 @@ class SparseChange:
     rows: Rows
     change: Floats
 
+    @property
+    def dim(self) -> int:
+        """Width of a row."""
+        return self.change.shape[1]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class FactoredChange:
+    """The same, as the factors that a local pass makes it of: one direction for each mini-batch.
+
+    Attributes
+    ----------
+    rows : ndarray, shape (n,), int64
+        Ascending, each once.
+    coefficients : ndarray, shape (k, n), float32
+        Zero where a mini-batch left a row alone.
+    directions : ndarray, shape (k, dim), float32
+    """
+
+    rows: Rows
+    coefficients: Floats
+    directions: Floats
+
+    @property
+    def dim(self) -> int:
+        """Width of a row."""
+        return self.directions.shape[1]
+
+    @property
+    def change(self) -> Floats:
+        """``coefficients.T · directions``; shape (n, dim), float32, computed anew."""
+        change: Floats = np.dot(self.coefficients.T, self.directions)
+        return change
+
+
+Change: TypeAlias = SparseChange | FactoredChange
+"""What an encoding takes: both have ``rows`` and ``change``, and only a factored encoding looks further."""
+
 
 class Encoding(Protocol):
-    """Turns a `SparseChange` into a message body and back.
+    """Turns a change into a message body and back.
 
     The device encodes, the aggregator decodes. Nothing is allocated by `decode` before sizes, dtypes
     and ranges were checked.
@@ -42,13 +80,13 @@ class Encoding(Protocol):
         """What an update's ``encoding`` field and the ``--encoding`` option call it."""
         ...
 
-    def encode(self, change: SparseChange) -> dict[str, TypedArray]:
-        """Give the body.
+    def encode(self, change: Change) -> dict[str, TypedArray]:
+        """Give the body; the same change gives the same.
 
         Raises
         ------
         EncodingError
-            When a value is not finite or not below 1e30 in magnitude.
+            When a value is not finite or beyond 1e30 in magnitude, or could be, by its factors.
         """
         ...
 
@@ -62,6 +100,14 @@ class Encoding(Protocol):
             text fits the reason of a receipt.
         """
         ...
+
+    def most_bytes(self, n_items: int, dim: int) -> int:
+        """Give a bound on the bytes of a body's arrays for a table of shape (n_items, dim)."""
+        ...
+
+
+class RowEncoding(Encoding, Protocol):
+    """An encoding whose bodies of equally many rows have equally many bytes."""
 
     def array_bytes(self, n_rows: int, dim: int) -> dict[str, int]:
         """Give the sizes of the body's arrays by name without building them."""

@@ -13,11 +13,14 @@ def scaled(change: Floats, levels: int) -> tuple[Floats, NDArray[np.int8]]:
 
     A row's scale is its largest magnitude / `levels`; values are rounded to the nearest.
     """
-    scales = np.abs(change).max(axis=1, initial=0.0) / np.float32(levels)
-    # A subnormal scale would make the quotient inexact or infinite; such a row is zero in effect.
-    scales = np.where(scales < np.finfo(np.float32).tiny, np.float32(0.0), scales).astype(np.float32)
+    scales = or_zero(np.abs(change).max(axis=1, initial=0.0) / np.float32(levels))
     divisor = np.where(scales > 0.0, scales, np.float32(1.0))[:, None]
     return scales, np.rint(change / divisor).clip(-levels, levels).astype(np.int8)
+
+
+def or_zero(scales: Floats) -> Floats:
+    """Give zero in place of a subnormal scale, which would make a quotient inexact or infinite."""
+    return np.where(scales < np.finfo(np.float32).tiny, np.float32(0.0), scales).astype(np.float32)
 
 
 def checked_scales(scales: TypedArray, largest: str) -> Floats:

@@ -199,7 +199,11 @@ def test_init_writes_the_robust_preset(items: Path, tmp_path: Path, call: Call) 
         (["--max-staleness", "-1"], ExitCode.USAGE, "max_staleness is -1"),
         (["--max-idle-passes", "0"], ExitCode.USAGE, "max_idle_passes is 0"),
         (["--population", "-1"], ExitCode.USAGE, "population is -1"),
-        (["--encoding", "zip"], ExitCode.USAGE, "encoding is 'zip'; it must be one of float32, int8"),
+        (
+            ["--encoding", "zip"],
+            ExitCode.USAGE,
+            "encoding is 'zip'; it must be one of float32, float16, int8",
+        ),
         (["--item-lr", "-1"], ExitCode.USAGE, "item_lr is -1.0"),
         (["--port", "70000"], ExitCode.USAGE, "port is 70000"),
         (["--items", "no-such-file"], ExitCode.FILE_UNREADABLE, "no-such-file cannot be read: no such file"),

@@ -98,7 +98,7 @@ def test_broker_is_our_own_or_an_address(broker: str) -> None:
         ({"check_in_s": -1.0}, "check_in_s"),
         ({"max_idle_passes": 0}, "max_idle_passes"),
         ({"max_idle_passes": 1_000_001}, "max_idle_passes"),
-        ({"encoding": "float64"}, "float32, int8"),
+        ({"encoding": "float64"}, "float32, float16, int8"),
         ({"lr": -0.1}, "lr"),
         ({"item_lr": float("nan")}, "item_lr"),
         ({"negatives": 0}, "negatives"),

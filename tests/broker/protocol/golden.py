@@ -14,7 +14,7 @@ import numpy as np
 
 from broker.protocol.chunks import cut
 from broker.protocol.deltas import delta_bytes
-from broker.protocol.encodings import ENCODINGS, SparseChange
+from broker.protocol.encodings import ENCODINGS, Change, FactoredChange, SparseChange
 from broker.protocol.messages import Delta, Head, Message, Plan, Quality, Receipt, Status, Update, encode
 from broker.protocol.versions import catalogue_bytes, sha256, table_bytes
 
@@ -25,6 +25,14 @@ ITEM_KEYS = ("item-1", "Amélie (2001)", "映画")
 _CHANGE = SparseChange(
     rows=np.array([0, 2], dtype=np.int64), change=np.array([[1.0, -0.5], [0.1, 1e-7]], dtype=np.float32)
 )
+_FACTORS = FactoredChange(
+    rows=np.array([0, 2, 5, 6, 9, 400], dtype=np.int64),
+    coefficients=np.array(
+        [[1.0, -0.5, 0.25, 0.0, 0.0, 0.0], [0.0, 0.0, -2.0, 3.0, 0.0, 0.1]], dtype=np.float32
+    ),
+    directions=np.array([[0.5, -0.25, 1.0, 2.0], [0.1, 1e-3, -1.0, 0.0]], dtype=np.float32),
+)
+"""A mini-batch of three rows and one of three, one of them the same; a row that did not move."""
 _STEP = delta_bytes(np.zeros_like(TABLE), TABLE)
 _TABLE_BYTES = table_bytes(TABLE)
 _CATALOGUE_BYTES = catalogue_bytes(ITEM_KEYS)
@@ -63,14 +71,14 @@ HEAD = Head(
 )
 
 
-def _update(encoding: str, seq: int) -> Update:
+def _update(encoding: str, seq: int, change: Change = _CHANGE) -> Update:
     return Update(
         instance=HEAD.instance,
         incarnation=0x0123_4567_89AB_CDEF,
         seq=seq,
         base_version=40,
         encoding=encoding,
-        body=ENCODINGS[encoding].encode(_CHANGE),
+        body=ENCODINGS[encoding].encode(change),
     )
 
 
@@ -88,6 +96,9 @@ GOLDEN: dict[str, Message] = {
     "update-float32": _update("float32", 7),
     "update-int8": _update("int8", 8),
     "update-int4": _update("int4", 9),
+    "update-float16": _update("float16", 10),
+    "update-factored": _update("factored", 11, _FACTORS),
+    "update-factored-int8": _update("factored-int8", 12, _FACTORS),
     "receipt": Receipt(
         incarnation=0x0123_4567_89AB_CDEF,
         seq=7,

@@ -71,7 +71,7 @@ def typed_arrays() -> st.SearchStrategy[TypedArray]:
             lambda content: np.frombuffer(content[: len(content) // width * width], dtype=dtype)
         )
 
-    return of("<u4", 4) | of("i1", 1) | of("<f4", 4)
+    return of("<u4", 4) | of("i1", 1) | of("<f2", 2) | of("<f4", 4)
 
 
 @st.composite

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.protocol.encodings import ENCODINGS, SparseChange
+from broker.protocol.encodings import ROW_ENCODINGS, SparseChange
 from broker.protocol.messages import MAX_SEQ, MAX_U64, Update, encode, encoded_update_bytes, update_size
 from tests.broker.protocol.strategies import updates
 
@@ -39,7 +39,7 @@ def test_size_is_that_of_the_encoded_update(update: Update) -> None:
 
 
 @given(
-    encoding=st.sampled_from(sorted(ENCODINGS)),
+    encoding=st.sampled_from(sorted(ROW_ENCODINGS)),
     n_rows=st.integers(1, 700),
     dim=st.integers(1, 70),
     instance=u64s,
@@ -58,12 +58,12 @@ def test_size_follows_from_the_numbers_of_rows_and_columns(
         seq=seq,
         base_version=base_version,
         encoding=encoding,
-        body=ENCODINGS[encoding].encode(SparseChange(rows=np.arange(n_rows), change=change)),
+        body=ROW_ENCODINGS[encoding].encode(SparseChange(rows=np.arange(n_rows), change=change)),
     )
 
     found = encoded_update_bytes(
         encoding,
-        ENCODINGS[encoding].array_bytes(n_rows, dim),
+        ROW_ENCODINGS[encoding].array_bytes(n_rows, dim),
         (instance, incarnation, seq, base_version),
     )
 
