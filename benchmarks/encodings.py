@@ -1,12 +1,13 @@
 """What each encoding of updates costs and saves: bytes, and HR@10 and NDCG@10 paired by user and seed.
 
     python benchmarks/encodings.py --data ratings.dat [--preset paper] [--protocol published] [--rounds 100]
-    [--seeds 0,1,2] [--jobs 2] [--encodings float16,int8,...]
+    [--seeds 0,1,2] [--jobs 2] [--encodings float16,int8,...] [--out DIR]
 
 Each run is an ``edge-fleet simulate``; runs differ in ``--encoding`` and ``--seed`` alone, so that all
 encodings meet the same draws. Figures are of all users' own views in the round that validates best;
 differences are to float32, with a 95 % interval over users. The mean of the bytes is over the whole run, the
-median over one more pass of every user, from the table that the run leaves.
+median over one more pass of every user, from the table that the run leaves. With ``--out`` the folders are
+kept, and those that are there already are not run again.
 """
 
 import argparse
@@ -38,8 +39,9 @@ def run(out: Path, options: argparse.Namespace, encoding: str, seed: int) -> dic
     command += ["--data", options.data, "--preset", options.preset, "--protocol", options.protocol]
     command += ["--seed", str(seed), "--encoding", encoding, "--out", str(out), "--save-users"]
     command += ["--rounds", str(options.rounds)] if options.rounds else []
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    summary = json.loads(done.stdout)
+    if not (out / "summary.json").exists():
+        subprocess.run([*command, "--overwrite"], capture_output=True, text=True, check=True)
+    summary = json.loads((out / "summary.json").read_text())
     return {"mean": summary["bytes_up_per_update"], "rounds": summary["rounds"]}
 
 
@@ -80,11 +82,13 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--encodings", default=",".join(name for name in ENCODINGS if name != EXACT))
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     seeds = [int(seed) for seed in options.seeds.split(",")]
     names = [EXACT, *options.encodings.split(",")]
     print(f"{'encoding':<14} median B  mean B     HR@10  Δ HR@10, points          NDCG@10  Δ NDCG@10, points")
-    with TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
+    with TemporaryDirectory() as temporary, ThreadPoolExecutor(options.jobs) as pool:
+        folder = options.out or temporary
         running = {
             (name, seed): pool.submit(run, Path(folder, f"{name}-{seed}"), options, name, seed)
             for name in names

@@ -80,6 +80,10 @@ class AggregatorConfig:
         "none", "What makes the step from a round's mean: none, adagrad, adam, yogi."
     )
     server_lr: float = option(0.1, "The server optimiser's learning rate.")
+    step_encoding: str = option(
+        "float32",
+        "How a version's step is rounded: float32 (not) or int8 (a byte a value goes down to devices).",
+    )
     population: int = option(0, "Devices in the fleet; 0 counts those seen so far.")
     check_in_s: float = option(30.0, "Seconds between a device's looks at the newest version.")
     updates_per_s: float = option(

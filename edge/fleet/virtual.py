@@ -132,7 +132,9 @@ class Simulation:
             guard=settings.guard.rate(self._core.settings.buffer),
         )
         self._publication = Publication(scenario.data.item_keys, plan, self._start)
-        self._head, self._download_bytes = self._published()
+        self._publication.begin(table)
+        self._step_bytes: dict[int, int] = {}
+        self._head, self._head_bytes, self._table_bytes = self._published()
         self._receipt_bytes: int | None = None
         self._evaluator = evaluator
         self._book = RoundBook(evaluator, on_round)
@@ -186,7 +188,7 @@ class Simulation:
             elif isinstance(command, Fetch):
                 report = device.compare(command.head, self._core.table)
                 device.hold(command.head, self._core.table)
-                self._book.traffic.bytes_down += self._download_bytes
+                self._book.traffic.bytes_down += self._fetched_bytes(command)
                 self._book.traffic.device_rounds += 1
                 self._carry_out(device, device.session.table_ready(command.head, self._now))
                 if report is not None:
@@ -228,7 +230,8 @@ class Simulation:
                 self._counted += command.round.updates
                 self._book.staleness_sum += command.round.staleness_sum
                 self._book.counted += command.round.updates
-                self._head, self._download_bytes = self._published()
+                self._publication.add_step(command.round.version, command.round.table)
+                self._head, self._head_bytes, self._table_bytes = self._published()
                 if self._counted >= (self._book.done + 1) * len(self._devices):
                     core = self._core
                     self._book.end(core.version, core.table, self._devices, self._start)
@@ -239,9 +242,18 @@ class Simulation:
             self._receipt_bytes = len(encode(receipt))
         return self._receipt_bytes
 
-    def _published(self) -> tuple[Head, int]:
+    def _published(self) -> tuple[Head, int, int]:
+        """Give the newest head, its size, and that of the table in chunks; note the size of its step."""
         head, chunks = self._publication.of(self._core, session=1)
-        return head, len(encode(head)) + sum(len(encode(chunk)) for chunk in chunks)
+        newest = self._publication.step_chunks(self._core.version - 1)
+        self._step_bytes[self._core.version] = sum(len(encode(chunk)) for _, chunk in newest)
+        return head, len(encode(head)), sum(len(encode(chunk)) for chunk in chunks)
+
+    def _fetched_bytes(self, fetch: Fetch) -> int:
+        """Give what a device fetches: the head, and the steps from its version or the table."""
+        if not fetch.steps:
+            return self._head_bytes + self._table_bytes
+        return self._head_bytes + sum(self._step_bytes[step.version] for step in fetch.steps)
 
 
 def make_plan(

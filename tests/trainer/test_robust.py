@@ -149,6 +149,7 @@ def test_fedasync_by_hand() -> None:
         ({"strategy": "fedprox"}, "strategy is 'fedprox'.*fedbuff, fedavg, fedasync"),
         ({"robust": "krum"}, "trimmed-mean, median"),
         ({"server_optimiser": "sgd"}, "adagrad, adam, yogi"),
+        ({"step_encoding": "int4"}, "step_encoding is 'int4'; it must be one of float32, int8"),
         ({"trim": 0.5}, "trim"),
         ({"clip": -1.0}, "clip"),
         ({"clip_to_median": 1e4}, "clip_to_median"),

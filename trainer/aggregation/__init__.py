@@ -3,6 +3,7 @@
 from trainer.aggregation.interface import Accumulator, Closing, OpenRound, Strategy, Weighting
 from trainer.aggregation.optimisers import ServerOptimiser
 from trainer.aggregation.pipeline import Pipeline
+from trainer.aggregation.rounding import RoundedSteps
 from trainer.aggregation.rounds import FedAsync, FedAvg, FedBuff
 from trainer.aggregation.settings import ROBUST, AggregationSettings
 
@@ -16,6 +17,7 @@ __all__ = [
     "FedBuff",
     "OpenRound",
     "Pipeline",
+    "RoundedSteps",
     "ServerOptimiser",
     "Strategy",
     "Weighting",

@@ -8,6 +8,7 @@ from trainer.aggregation.interface import Strategy
 from trainer.aggregation.optimisers import OPTIMISERS, OptimiserName, ServerOptimiser
 from trainer.aggregation.pipeline import Pipeline
 from trainer.aggregation.robust import CENTRES, Centre, require_trim
+from trainer.aggregation.rounding import RoundedSteps
 from trainer.aggregation.rounds import FedAsync, FedAvg, FedBuff
 from trainer.errors import ParameterError
 
@@ -36,12 +37,14 @@ class AggregationSettings:
     trim: float = 0.1
     server_optimiser: str = "none"
     server_lr: float = 0.1
+    step_encoding: str = "float32"
 
     def __post_init__(self) -> None:
         for name, values in (
             ("strategy", STRATEGIES),
             ("robust", ("none", *CENTRES[1:])),
             ("server_optimiser", ("none", *OPTIMISERS)),
+            ("step_encoding", ("float32", "int8")),
         ):
             if getattr(self, name) not in values:
                 raise ParameterError(
@@ -66,6 +69,10 @@ class AggregationSettings:
 
     def make(self) -> Strategy:
         """Give the strategy."""
+        strategy = self._combining()
+        return RoundedSteps(strategy) if self.step_encoding == "int8" else strategy
+
+    def _combining(self) -> Strategy:
         weighting: FedAvg | FedBuff | FedAsync
         if self.strategy == "fedavg":
             weighting = FedAvg()

@@ -8,6 +8,7 @@ from broker.protocol.chunks import Assembly
 from broker.protocol.deltas import with_delta
 from broker.protocol.messages import MAX_DELTAS
 from tests.edge.builders import a_plan
+from trainer.aggregation.rounding import rounded
 from trainer.params import Floats, ScoreFunction
 
 N_ITEMS, DIM = 1000, 40
@@ -26,7 +27,7 @@ def close(publication: Publication, tables: list[Floats], n_changed: int) -> Non
     """Close a round that changes so many rows."""
     table = tables[-1].copy()
     rows = np.random.default_rng(len(tables)).choice(N_ITEMS, n_changed, replace=False)
-    table[rows] += 1.0
+    table[rows] += np.random.default_rng(7).standard_normal((n_changed, DIM), dtype=np.float32)
     tables.append(table)
     publication.add_step(len(tables) - 1, table)
 
@@ -65,6 +66,25 @@ def test_large_step_ends_the_chain() -> None:
     close(publication, tables, 5)
 
     assert list(offered(publication)) == [3]
+
+
+def test_rounded_steps_of_the_whole_table_are_offered() -> None:
+    """A byte a value is less than half of the table; what they lead to is the table, to the last bit."""
+    publication, tables = a_publication()
+    rng = np.random.default_rng(8)
+    for version in (1, 2, 3):
+        change = rng.standard_normal((N_ITEMS, DIM), dtype=np.float32) * np.float32(0.01)
+        tables.append(tables[-1] + rounded(change))
+        publication.add_step(version, tables[-1])
+
+    steps = offered(publication)
+
+    assert list(steps) == [1, 2, 3]
+    assert max(map(len, steps.values())) < 0.3 * tables[0].nbytes
+    reached = tables[0]
+    for content in steps.values():
+        reached = with_delta(reached, content, N_ITEMS)
+    assert reached.tobytes() == tables[-1].tobytes()
 
 
 @pytest.mark.parametrize(("n_changed", "kept"), [(1, MAX_DELTAS), (300, 3)])
