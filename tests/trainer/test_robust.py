@@ -17,7 +17,9 @@ def _of(*values: float, rows: tuple[int, ...] = (0,), weight: float = 1.0) -> We
 
 def test_clipping_keeps_direction_and_short_updates() -> None:
     """(3, 4) becomes (0.6, 0.8) under a limit of 1; what is shorter stays."""
-    long, short = clipped([_of(3, 4), _of(0.3, 0.4)], np.array([1.0, 1.0]))
+    updates = [_of(3, 4), _of(0.3, 0.4)]
+
+    long, short = clipped(updates, norms(updates), np.array([1.0, 1.0]))
 
     np.testing.assert_allclose(long.change, [[0.6, 0.8]], rtol=1e-6)
     np.testing.assert_array_equal(short.change, np.array([[0.3, 0.4]], dtype=np.float32))
@@ -25,7 +27,7 @@ def test_clipping_keeps_direction_and_short_updates() -> None:
 
 def test_limit_of_the_median_leaves_out_empty_updates() -> None:
     """Devices that had nothing to say do not press the limit down."""
-    assert median_limits([_of(0), _of(0), _of(1), _of(2), _of(9)], 1.5).tolist() == [3.0] * 5
+    assert median_limits(norms([_of(0), _of(0), _of(1), _of(2), _of(9)]), 1.5).tolist() == [3.0] * 5
 
 
 @settings(deadline=None)

@@ -25,6 +25,7 @@ from trainer.aggregation.robust import (
     agreeing,
     clipped,
     median_limits,
+    norms,
     require_trim,
     robust_sum,
 )
@@ -101,7 +102,7 @@ class _PipelineRound:
         require_fitting(rows, change, *self._shape)
         update = WeighedUpdate(rows, change, pipeline.weighting.weight(staleness))
         if pipeline.clip is not None:
-            (update,) = clipped([update], np.array([pipeline.clip]))
+            (update,) = clipped([update], norms([update]), np.array([pipeline.clip]))
         if pipeline.compares:
             # A copy: what was given may lie in a buffer that its owner uses again.
             self._kept.append(WeighedUpdate(update.rows.copy(), update.change.copy(), update.weight))
@@ -124,7 +125,8 @@ class _PipelineRound:
         """Give the round's updates as if they had been summed up, harmful ones made harmless."""
         pipeline, updates = self._pipeline, self._kept
         if pipeline.clip_to_median is not None:
-            updates = clipped(updates, median_limits(updates, pipeline.clip_to_median))
+            lengths = norms(updates)
+            updates = clipped(updates, lengths, median_limits(lengths, pipeline.clip_to_median))
         if pipeline.similarity is not None:
             updates = agreeing(updates, pipeline.similarity, *self._shape)
         total = robust_sum(updates, pipeline.centre, pipeline.trim, *self._shape)

@@ -37,9 +37,8 @@ def norms(updates: Sequence[WeighedUpdate]) -> Doubles:
     return np.array([np.sqrt(np.vdot(u.change.astype(np.float64), u.change)) for u in updates])
 
 
-def clipped(updates: Sequence[WeighedUpdate], limits: Doubles) -> list[WeighedUpdate]:
-    """Scale down what is longer than its limit, shape (n,); the direction stays."""
-    lengths = norms(updates)
+def clipped(updates: Sequence[WeighedUpdate], lengths: Doubles, limits: Doubles) -> list[WeighedUpdate]:
+    """Scale down what is longer than its limit; the direction stays. `lengths` are the `norms`, all (n,)."""
     factors = np.where(lengths > limits, limits / np.where(lengths > 0.0, lengths, 1.0), 1.0)
     return [
         u if factor == 1.0 else WeighedUpdate(u.rows, u.change * np.float32(factor), u.weight)
@@ -47,9 +46,8 @@ def clipped(updates: Sequence[WeighedUpdate], limits: Doubles) -> list[WeighedUp
     ]
 
 
-def median_limits(updates: Sequence[WeighedUpdate], factor: float) -> Doubles:
-    """Give, for all updates, ``factor`` times the median of the round's norms (of those above 0)."""
-    lengths = norms(updates)
+def median_limits(lengths: Doubles, factor: float) -> Doubles:
+    """Give, for all updates, ``factor`` times the median of the round's norms (of those above 0); (n,)."""
     positive = lengths[lengths > 0.0]
     middle = float(np.median(positive)) if positive.size else 0.0
     return np.full(lengths.size, factor * middle)
