@@ -1,6 +1,6 @@
 #include "../include/pfedrec/pass.h"
 
-#include <math.h>
+#include "pfedrec_rounding.h"
 
 /* While rows are being sorted, the lowest bit says that a sample is a positive; then it moves to the highest. */
 #define POSITIVE 0x80000000U
@@ -354,9 +354,32 @@ pfr_status pfr_pass_run(pfr_pass *pass, const pfr_table *table, float *w, float 
 
 /* ---- reading what a pass has left: the batches' cells, merged by row ---- */
 
+/* The scratch is then: a change, another, each batch's coefficient, each vector's largest magnitude. */
+static float *coefficients_of(pfr_pass *pass)
+{
+    return &pass->scratch[2U * pass->dim];
+}
+
+static float *lengths_of(pfr_pass *pass)
+{
+    return &pass->scratch[(2U * pass->dim) + pass->max_batches];
+}
+
+static float largest_of(const float *values, uint32_t count)
+{
+    float largest = 0.0F;
+    for (uint32_t k = 0U; k < count; k++) {
+        largest = pfr_larger(largest, values[k]);
+    }
+    return largest;
+}
+
 void pfr_pass_rewind(pfr_pass *pass)
 {
     rewind_to(pass, pass->n_batches);
+    for (uint32_t batch = 0U; batch < pass->n_batches; batch++) {
+        lengths_of(pass)[batch] = largest_of(&pass->vectors[batch * pass->dim], pass->dim);
+    }
 }
 
 /* A cursor stands behind the cell of the current row, if its batch has one. */
@@ -376,9 +399,9 @@ int pfr_pass_next(pfr_pass *pass, uint32_t *row)
         const uint32_t at = pass->cursors[batch];
         if ((at < pass->starts[batch + 1U]) && (row_of(pass, at) == next)) {
             pass->cursors[batch]++;
-            pass->scratch[(2U * pass->dim) + batch] = pass->cells[at].coefficient;
+            coefficients_of(pass)[batch] = pass->cells[at].coefficient;
         } else {
-            pass->scratch[(2U * pass->dim) + batch] = 0.0F;
+            coefficients_of(pass)[batch] = 0.0F;
         }
     }
     *row = next;
@@ -387,16 +410,34 @@ int pfr_pass_next(pfr_pass *pass, uint32_t *row)
 
 const float *pfr_pass_change(pfr_pass *pass)
 {
-    const float *coefficients = &pass->scratch[2U * pass->dim];
+    const float *coefficients = coefficients_of(pass);
     float *change = pass->scratch;
     for (uint32_t k = 0U; k < pass->dim; k++) {
-        float sum = 0.0F;
-        for (uint32_t batch = 0U; batch < pass->n_batches; batch++) {
-            sum += coefficients[batch] * pass->vectors[(batch * pass->dim) + k];
+        change[k] = 0.0F;
+    }
+    for (uint32_t batch = 0U; batch < pass->n_batches; batch++) {
+        /* Most rows are in one batch only. */
+        if (coefficients[batch] != 0.0F) {
+            for (uint32_t k = 0U; k < pass->dim; k++) {
+                change[k] += coefficients[batch] * pass->vectors[(batch * pass->dim) + k];
+            }
         }
-        change[k] = sum;
     }
     return change;
+}
+
+float pfr_pass_largest(pfr_pass *pass)
+{
+    const float *coefficients = coefficients_of(pass);
+    uint32_t n_batches = 0U;
+    float largest = 0.0F;
+    for (uint32_t batch = 0U; batch < pass->n_batches; batch++) {
+        if (coefficients[batch] != 0.0F) {
+            n_batches++;
+            largest = fabsf(coefficients[batch]) * lengths_of(pass)[batch]; /* rounding keeps the order */
+        }
+    }
+    return (n_batches <= 1U) ? largest : largest_of(pfr_pass_change(pass), pass->dim);
 }
 
 pfr_status pfr_recommend_own(const pfr_table *table, pfr_pass *pass, const float *w, float b, const uint8_t *mask,
@@ -409,14 +450,14 @@ pfr_status pfr_recommend_own(const pfr_table *table, pfr_pass *pass, const float
     if ((pass == NULL) || (pass->dim != table->dim) || (w == NULL) || (best == NULL)) {
         return PFR_E_ARGUMENT;
     }
-    /* Each batch's `vector . w`, in scratch that is free between passes, behind the coefficients. */
-    float *along = &pass->scratch[(2U * pass->dim) + pass->max_batches];
+    /* Each batch's `vector . w`, in the place of the lengths, which are not needed here. */
+    float *along = lengths_of(pass);
+    pfr_pass_rewind(pass);
     for (uint32_t batch = 0U; batch < pass->n_batches; batch++) {
         along[batch] = pfr_dot(&pass->vectors[batch * pass->dim], w, pass->dim);
     }
-    const float *coefficients = &pass->scratch[2U * pass->dim];
+    const float *coefficients = coefficients_of(pass);
     uint32_t own = 0U;
-    pfr_pass_rewind(pass);
     int has_own = pfr_pass_next(pass, &own);
     for (uint32_t row = 0U; row < table->rows; row++) {
         const int is_own = (has_own != 0) && (own == row);

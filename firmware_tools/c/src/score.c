@@ -1,6 +1,6 @@
 #include "../include/pfedrec/score.h"
 
-#include <math.h>
+#include "pfedrec_rounding.h"
 
 float pfr_logit(const pfr_table *table, uint32_t row, const float *w, float b)
 {
@@ -38,7 +38,7 @@ pfr_status pfr_quantise_vector(const float *w, uint32_t dim, int16_t *vector, fl
         if (!isfinite(w[k])) {
             return PFR_E_NOT_FINITE;
         }
-        largest = fmaxf(largest, fabsf(w[k]));
+        largest = pfr_larger(largest, w[k]);
     }
     *scale = largest / levels;
     /* Quotients by a scale that is no normal number are not to be trusted: such a vector is zero in effect. */
@@ -46,8 +46,7 @@ pfr_status pfr_quantise_vector(const float *w, uint32_t dim, int16_t *vector, fl
         *scale = 0.0F;
     }
     for (uint32_t k = 0U; k < dim; k++) {
-        const float steps = (*scale > 0.0F) ? rintf(w[k] / *scale) : 0.0F;
-        vector[k] = (int16_t)fmaxf(fminf(steps, levels), -levels);
+        vector[k] = (*scale > 0.0F) ? (int16_t)pfr_steps(w[k], *scale, levels) : (int16_t)0;
     }
     return PFR_OK;
 }

@@ -1,9 +1,9 @@
 #include "pfedrec_cbor.h"
 
 #include "../include/pfedrec/update.h"
+#include "pfedrec_rounding.h"
 
 #include <float.h>
-#include <math.h>
 #include <string.h>
 
 #define MAX_ABS_CHANGE 1e30F
@@ -138,36 +138,37 @@ size_t pfr_update_bytes(const pfr_update *update, const pfr_pass *pass)
 
 /* ---- rows ---- */
 
-static float scale_of(const float *change, uint32_t dim, float levels)
+static float levels_of(pfr_encoding encoding)
 {
-    float largest = 0.0F;
-    for (uint32_t k = 0U; k < dim; k++) {
-        largest = fmaxf(largest, fabsf(change[k]));
-    }
-    const float scale = largest / levels;
+    return (encoding == PFR_AS_INT8) ? 127.0F : 7.0F;
+}
+
+static float scale_of(pfr_pass *pass, float levels)
+{
+    const float scale = pfr_pass_largest(pass) / levels;
     return (scale < FLT_MIN) ? 0.0F : scale;
 }
 
 static int32_t steps_of(float value, float scale, float levels)
 {
-    const float steps = rintf(value / ((scale > 0.0F) ? scale : 1.0F));
-    return (int32_t)fmaxf(fminf(steps, levels), -levels);
+    return (scale > 0.0F) ? (int32_t)pfr_steps(value, scale, levels) : 0;
 }
 
-static void put_row_values(writer *out, pfr_encoding encoding, const float *change, uint32_t dim)
+static void put_row_values(writer *out, pfr_encoding encoding, pfr_pass *pass)
 {
+    const uint32_t dim = pass->dim;
+    const float scale = (encoding == PFR_AS_FLOAT32) ? 0.0F : scale_of(pass, levels_of(encoding));
+    const float *change = pfr_pass_change(pass);
     if (encoding == PFR_AS_FLOAT32) {
         for (uint32_t k = 0U; k < dim; k++) {
             put_float(out, change[k]);
         }
     } else if (encoding == PFR_AS_INT8) {
-        const float scale = scale_of(change, dim, 127.0F);
         for (uint32_t k = 0U; k < dim; k++) {
             const uint8_t byte = (uint8_t)((uint32_t)steps_of(change[k], scale, 127.0F) & 0xFFU);
             put(out, &byte, 1U);
         }
     } else {
-        const float scale = scale_of(change, dim, 7.0F);
         for (uint32_t k = 0U; k < dim; k += 2U) {
             const uint32_t lower = (uint32_t)steps_of(change[k], scale, 7.0F) & 0x0FU;
             const uint32_t upper =
@@ -183,11 +184,8 @@ static int changes_bounded(pfr_pass *pass)
     uint32_t row;
     pfr_pass_rewind(pass);
     while (pfr_pass_next(pass, &row) != 0) {
-        const float *change = pfr_pass_change(pass);
-        for (uint32_t k = 0U; k < pass->dim; k++) {
-            if (!(fabsf(change[k]) <= MAX_ABS_CHANGE)) { /* true for NaN */
-                return 0;
-            }
+        if (!(pfr_pass_largest(pass) <= MAX_ABS_CHANGE)) { /* true for NaN */
+            return 0;
         }
     }
     return 1;
@@ -216,17 +214,16 @@ pfr_status pfr_update_encode(const pfr_update *update, pfr_pass *pass, pfr_sink 
         put_u32(&out, row);
     }
     if (update->encoding != PFR_AS_FLOAT32) {
-        const float levels = (update->encoding == PFR_AS_INT8) ? 127.0F : 7.0F;
         put_array_head(&out, &SCALES, 4U * n_rows);
         pfr_pass_rewind(pass);
         while (!out.refused && (pfr_pass_next(pass, &row) != 0)) {
-            put_float(&out, scale_of(pfr_pass_change(pass), pass->dim, levels));
+            put_float(&out, scale_of(pass, levels_of(update->encoding)));
         }
     }
     put_array_head(&out, &VALUES[update->encoding], n_rows * row_value_bytes(update->encoding, pass->dim));
     pfr_pass_rewind(pass);
     while (!out.refused && (pfr_pass_next(pass, &row) != 0)) {
-        put_row_values(&out, update->encoding, pfr_pass_change(pass), pass->dim);
+        put_row_values(&out, update->encoding, pass);
     }
     return out.refused ? PFR_E_SINK : PFR_OK;
 }

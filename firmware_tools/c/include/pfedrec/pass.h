@@ -99,6 +99,9 @@ int pfr_pass_next(pfr_pass *pass, uint32_t *row);
 /** @brief Give the change of the row that `pfr_pass_next` went to; dim values, in `pass->scratch`. */
 const float *pfr_pass_change(pfr_pass *pass);
 
+/** @brief Give the largest magnitude in that change; without computing it where the row is in one batch only. */
+float pfr_pass_largest(pfr_pass *pass);
+
 /**
  * @brief Find the best rows by logit in the user's own view: the table with the pass's changes laid over it.
  *
