@@ -100,13 +100,39 @@ class EventSink(Protocol):
 
 
 class EventQueue(queue.Queue[LinkEvent]):
-    """Bounded for messages, which the broker keeps until they are acknowledged; never full for the rest."""
+    """Bounded for messages, which the broker keeps until they are acknowledged; never full for the rest.
+
+    Parameters
+    ----------
+    loose_bytes : int, optional
+        Bytes in the queue above which messages of QoS 0 are dropped: of those with QoS 1 the broker has
+        only so many under way, of these any number.
+    """
+
+    def __init__(self, loose_bytes: int | None = None) -> None:
+        self._loose_bytes = loose_bytes
+        self._bytes = 0
+        super().__init__()
 
     def put_nowait(self, item: LinkEvent) -> None:
         """Take an event or raise `queue.Full`."""
-        if isinstance(item, Received) and self.qsize() >= QUEUE_EVENTS:
+        if isinstance(item, Received) and (
+            self.qsize() >= QUEUE_EVENTS
+            or (item.qos == 0 and self._loose_bytes is not None and self._bytes >= self._loose_bytes)
+        ):
             raise queue.Full
         super().put_nowait(item)
+
+    def _put(self, item: LinkEvent) -> None:
+        if isinstance(item, Received):
+            self._bytes += len(item.payload)
+        super()._put(item)
+
+    def _get(self) -> LinkEvent:
+        item = super()._get()
+        if isinstance(item, Received):
+            self._bytes -= len(item.payload)
+        return item
 
 
 def jittered_waits(draw: Callable[[float, float], float]) -> Iterator[float]:
@@ -296,7 +322,9 @@ class Connection:
             self._sink.put_nowait(event)
         except queue.Full:
             self.overflows += 1
-            _LOG.warning("the event queue is full; %d events were left to be sent again", self.overflows)
+            # The 1st, 2nd, 4th, 8th and so on: whoever floods must not fill a log.
+            if self.overflows.bit_count() == 1:
+                _LOG.warning("the event queue is full; %d events were left to be sent again", self.overflows)
 
 
 _C = TypeVar("_C", bound=Callable[..., None])

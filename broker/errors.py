@@ -10,7 +10,10 @@
     │   ├── EncodingError               an update whose body does not fit the table
     │   ├── TransferError               chunks that do not make a whole
     │   ├── HashMismatchError           a whole with the wrong SHA-256
-    │   └── SignatureError              a head that is not signed as it must be, or is an old one again
+    │   ├── SignatureError              a head that is not signed as it must be, or is an old one again
+    │   └── NotAdmittedError            a device that may not send this
+    │       ├── BlockedDeviceError, UnlistedDeviceError
+    │       └── RateLimitError, TooManyDevicesError, TooManyIncarnationsError
     ├── InputError                    what the user gave: correct it and call again
     │   ├── FileUnreadableError
     │   ├── UnknownItemError
@@ -41,6 +44,7 @@ __all__ = [
     "AddressInUseError",
     "AlreadyInitialisedError",
     "AttentionError",
+    "BlockedDeviceError",
     "BrokerStartError",
     "ConfigError",
     "CorruptError",
@@ -58,12 +62,14 @@ __all__ = [
     "MalformedError",
     "MissingExtraError",
     "NewerVersionError",
+    "NotAdmittedError",
     "NotInitialisedError",
     "NotWritableError",
     "NothingYetError",
     "PFedRecError",
     "ParameterError",
     "ProtocolError",
+    "RateLimitError",
     "RefusedError",
     "SchemaError",
     "SetupError",
@@ -71,8 +77,11 @@ __all__ = [
     "StoreLostError",
     "StoreRefusedError",
     "TimedOutError",
+    "TooManyDevicesError",
+    "TooManyIncarnationsError",
     "TransferError",
     "UnknownItemError",
+    "UnlistedDeviceError",
     "UnreachableError",
     "WorkerDiedError",
 ]
@@ -104,6 +113,34 @@ class HashMismatchError(ProtocolError):
 
 class SignatureError(ProtocolError):
     """A head that a device does not believe."""
+
+
+class NotAdmittedError(ProtocolError):
+    """A message that the aggregator does not take from this device, whatever is in it."""
+
+
+class BlockedDeviceError(NotAdmittedError):
+    """A device on the operator's block list."""
+
+
+class UnlistedDeviceError(NotAdmittedError):
+    """A device that is not on the operator's allow list."""
+
+
+class RateLimitError(NotAdmittedError):
+    """A device that sends more than its rate; `answered` tells whether it is told."""
+
+    def __init__(self, sentence: str, *, answered: bool) -> None:
+        self.answered = answered
+        super().__init__(sentence)
+
+
+class TooManyDevicesError(NotAdmittedError):
+    """One more device than the aggregator takes."""
+
+
+class TooManyIncarnationsError(NotAdmittedError):
+    """A device that begins anew once more than is remembered."""
 
 
 class InputError(PFedRecError):

@@ -188,6 +188,8 @@ def _certificates(directory: Path, config: DeviceConfig | None, now: float) -> F
                 facts = certificate_facts(path)
                 dates.append((path.name, facts.not_before.timestamp(), facts.not_after.timestamp()))
         n_keys = len(read_head_keys(config))
+        if tls.key is not None and tls.key.stat().st_mode & 0o077:
+            return problem("certificates", f"others may read {tls.key.name}", f"chmod 600 {tls.key}")
     except ConfigError as error:
         return problem("certificates", str(error), "init again with a new bundle, or put the file back")
     try:

@@ -19,6 +19,7 @@ from broker.aggregator.itemscommand import items
 from broker.aggregator.options import DIRECTORY, JSON
 from broker.commandline import Duration, Identifier, echo_facts, echo_json, run, say
 from broker.embedded import choose_broker, own_broker
+from broker.errors import ConfigError
 from broker.protocol.encodings import ENCODINGS
 from broker.servicecommand import install_service
 from broker.storage import exclusive
@@ -123,7 +124,7 @@ def init(
         raise click.UsageError("--host and --device go with --secure")
     settings |= ROBUST if robust else {}
     if secure:
-        settings |= {"secure": True, "port": settings["port"] or DEFAULT_TLS_PORT}
+        settings |= {"secure": True, "updates_per_minute": 60.0, "port": settings["port"] or DEFAULT_TLS_PORT}
     settings["store"] = _store_of(settings["store"])
     training = load_preset(preset, "pfedrec", {} if dim is None else {"dim": dim})
     config = AggregatorConfig.from_preset(training, training.taste(timed=True), **settings)
@@ -177,6 +178,8 @@ def start(directory: Path, broker: str | None, port: int | None, log_format: str
     Example:
       edge-aggregator start --dir shop --broker mqtt://192.168.1.10:1883
     """
+    from broker.aggregator.admission import Admission
+    from broker.aggregator.devicelists import FollowedLists
     from broker.aggregator.directory import BROKER_NAME, load_config, open_store, serving
     from broker.aggregator.recovery import serve_with
     from broker.aggregator.service import AggregatorService
@@ -200,14 +203,21 @@ def start(directory: Path, broker: str | None, port: int | None, log_format: str
         exclusive(directory),
         _broker(config, directory / BROKER_NAME, authority) as (address, require_running, each_turn),
     ):
+        admission, lists = Admission(config.admission), FollowedLists(directory)
+        lists.follow(admission)
         watch = None if config.metrics_port == 0 else _metrics(config, directory)
 
         def serve(store: "SqlStore") -> None:
             with serving(store):
-                aggregator = AggregatorService(config, store, address, say, watch, sign)
+                aggregator = AggregatorService(config, store, address, say, watch, sign, admission)
 
                 def turn() -> None:
                     each_turn()
+                    try:
+                        if lists.follow(admission):
+                            say("the lists of blocked and allowed devices were read again")
+                    except ConfigError as error:
+                        say(f"the lists of devices stay as they were: {error}")
                     service.each_round(aggregator)
 
                 with _listener(config, directory, aggregator, watch):

@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from broker.address import BrokerAddress
+from broker.aggregator.admission import AdmissionSettings
 from broker.aggregator.core import RoundSettings
 from broker.aggregator.guard import GuardSettings
 from broker.aggregator.store.address import StoreAddress
@@ -41,6 +42,10 @@ class AggregatorConfig:
         "127.0.0.1", "Address that our own broker listens on; 0.0.0.0 lets devices in from other machines."
     )
     port: int = option(1883, "TCP port of our own broker.")
+    updates_per_minute: float = option(
+        0.0, "Updates that one device may send a minute, or four times as many other messages; 0: any number."
+    )
+    most_devices: int = option(1_000_000, "Devices that may ever come; later ones are refused.")
     secure: bool = option(
         default=False,
         help_text="TLS with certificates of DIR/authority, and signed heads; see docs/security.md.",
@@ -151,7 +156,14 @@ class AggregatorConfig:
             raise ParameterError(f"population is {self.population}; it must be 0 or more")
         if not 1 <= self.max_idle_passes <= 1_000_000:
             raise ParameterError(f"max_idle_passes is {self.max_idle_passes}; it must be 1 to 1000000")
-        _ = (self.round_settings, self.make_strategy(), self.hyperparameters(1), self.taste)
+        _ = (self.admission, self.round_settings, self.make_strategy(), self.hyperparameters(1), self.taste)
+
+    @property
+    def admission(self) -> AdmissionSettings:
+        """What is taken from devices."""
+        return AdmissionSettings(
+            updates_per_minute=self.updates_per_minute or None, most_devices=self.most_devices
+        )
 
     @property
     def store_address(self) -> StoreAddress:

@@ -30,6 +30,7 @@ Two invariants, held by tests with random event orders: versions only grow, by o
 round; and no accepted update is in more than one round, or in none once its round closed.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -46,7 +47,7 @@ from broker.aggregator.catalogue_changes import (
 )
 from broker.aggregator.guard import Finding, Guard, GuardSettings, Restorable, VersionQuality
 from broker.aggregator.pacing import Pacing
-from broker.errors import EncodingError
+from broker.errors import EncodingError, TooManyIncarnationsError
 from broker.protocol.catalogue import Catalogue
 from broker.protocol.encodings import ENCODINGS, SparseChange
 from broker.protocol.messages import Quality, Receipt, Update, Verdict, is_sampled
@@ -54,6 +55,8 @@ from trainer.aggregation import Strategy
 from trainer.errors import ParameterError
 from trainer.params import Floats
 
+MOST_INCARNATIONS = 1_000
+"""Of one device; it begins a new one when it is set up anew, and each must be remembered for good."""
 _HELD_ROUNDS = 2
 """Updates that may wait for the guard's finding, in rounds' worth."""
 
@@ -296,6 +299,7 @@ class AggregatorCore:
         self._strategy = strategy
         self._state = state
         self._opened_at: float | None = None
+        self._incarnations = Counter(device for device, _ in state.answered)
         self._retired = state.catalogue.retired_rows
         # As the plan in the head says, which other settings for rounds do not change.
         self._sample_rate = settings.guard.rate(settings.buffer)
@@ -358,6 +362,10 @@ class AggregatorCore:
             return None
         return self._opened_at + self.settings.deadline_s
 
+    def knows(self, device: str) -> bool:
+        """Tell whether a device has come before."""
+        return device in self._state.seen
+
     def device_seen(self, device: str) -> bool:
         """Note that a device exists; tell whether that is news."""
         if device in self._state.seen:
@@ -372,10 +380,21 @@ class AggregatorCore:
         ----------
         payload : bytes
             The encoded update, kept in the journal if it is accepted.
+
+        Raises
+        ------
+        TooManyIncarnationsError
+            When there would be more than `MOST_INCARNATIONS` of the device; nothing is changed.
         """
-        self.device_seen(device)
         key = (device, update.incarnation)
         before = self._state.answered.get(key)
+        if before is None:
+            if self._incarnations[device] >= MOST_INCARNATIONS:
+                raise TooManyIncarnationsError(
+                    f"this device has begun anew {MOST_INCARNATIONS} times; give it another id"
+                )
+            self._incarnations[device] += 1
+        self.device_seen(device)
         if before is not None and update.seq <= before.seq:
             reason = f"answered before: {before.verdict if update.seq == before.seq else 'superseded'}"
             return [self._reply(device, update, "duplicate", reason)]

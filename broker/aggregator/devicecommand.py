@@ -70,6 +70,65 @@ def revoke(directory: Path, device: str) -> None:
     say("a broker of our own that runs takes note within a second; give others authority/crl.pem")
 
 
+@device.command()
+@DIRECTORY
+@click.argument("devices", metavar="ID...", nargs=-1, required=True, type=Identifier("the device id"))
+def block(directory: Path, devices: tuple[str, ...]) -> None:
+    """Take nothing from these devices any more; also without certificates.
+
+    \b
+    Example:
+      edge-aggregator device block --dir shop kitchen-pi
+    """
+    count = _change(directory, "blocked.txt", add=devices)
+    say(f"{count} device{'s are' if count != 1 else ' is'} blocked; see {directory / 'blocked.txt'}")
+
+
+@device.command()
+@DIRECTORY
+@click.argument("devices", metavar="ID...", nargs=-1, required=True, type=Identifier("the device id"))
+def unblock(directory: Path, devices: tuple[str, ...]) -> None:
+    """Take from these devices again.
+
+    \b
+    Example:
+      edge-aggregator device unblock --dir shop kitchen-pi
+    """
+    count = _change(directory, "blocked.txt", remove=devices)
+    say(f"{count} device{'s are' if count != 1 else ' is'} blocked; see {directory / 'blocked.txt'}")
+
+
+@device.command()
+@DIRECTORY
+@click.argument("devices", metavar="ID...", nargs=-1, type=Identifier("the device id"))
+@click.option("--remove", is_flag=True, help="Take these off the list.")
+@click.option("--everyone", is_flag=True, help="Remove the list: all may take part that are not blocked.")
+def allow(directory: Path, devices: tuple[str, ...], *, remove: bool, everyone: bool) -> None:
+    """Let these devices take part, and no others: the first call makes the list.
+
+    \b
+    Example:
+      edge-aggregator device allow --dir shop kitchen-pi attic-pi
+    """
+    if everyone == bool(devices):
+        raise click.UsageError("give IDs or --everyone")
+    if everyone:
+        _change(directory, "allowed.txt")
+        (directory / "allowed.txt").unlink()
+        say("all devices may take part that are not blocked")
+        return
+    count = _change(directory, "allowed.txt", **{"remove" if remove else "add": devices})
+    say(f"{count} device{'s' * (count != 1)} may take part, and no others; see {directory / 'allowed.txt'}")
+
+
+def _change(directory: Path, name: str, **changes: tuple[str, ...]) -> int:
+    from broker.aggregator.devicelists import change_list
+    from broker.aggregator.directory import load_config
+
+    load_config(directory, os.environ)
+    return change_list(directory / name, **changes)
+
+
 @device.command("list")
 @DIRECTORY
 @JSON

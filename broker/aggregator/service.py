@@ -7,6 +7,7 @@ between leaves stored updates that their devices send again (and learn are dupli
 is published at the next start.
 """
 
+import contextlib
 import json
 import logging
 import queue
@@ -17,6 +18,7 @@ from dataclasses import asdict, replace
 from typing import cast
 
 from broker.address import BrokerAddress
+from broker.aggregator.admission import Admission
 from broker.aggregator.config import AggregatorConfig
 from broker.aggregator.core import (
     AggregatorCore,
@@ -30,6 +32,7 @@ from broker.aggregator.core import (
 from broker.aggregator.guard import VersionQuality
 from broker.aggregator.publication import Publication
 from broker.aggregator.reassembly import Reassembly
+from broker.aggregator.refusals import RefusalLog
 from broker.aggregator.store.interface import AggregatorStore, Batch
 from broker.aggregator.watching import Watch, WorkedBatch, refusal_name
 from broker.connection import (
@@ -42,8 +45,9 @@ from broker.connection import (
     Received,
     Refused,
 )
-from broker.errors import DataError, InputError, ParameterError, ProtocolError, RefusedError
+from broker.errors import DataError, InputError, ParameterError, ProtocolError, RateLimitError, RefusedError
 from broker.protocol.catalogue import Catalogue
+from broker.protocol.chunks import CHUNK_BYTES, chunk_count
 from broker.protocol.encodings import ENCODINGS
 from broker.protocol.messages import Chunk, Head, Quality, Receipt, Status, Update, decode, encode
 from broker.protocol.topics import ROOT, Address, Filter, FleetTopics, Topic
@@ -51,6 +55,12 @@ from broker.protocol.topics import ROOT, Address, Filter, FleetTopics, Topic
 _LOG = logging.getLogger(__name__)
 
 BATCH_EVENTS = 512
+_LOOSE_BYTES = 32 * 1024 * 1024
+"""Devices send at QoS 1; what comes without is somebody else's, and may be dropped."""
+_SMALL = 0.25
+"""What a status or a report counts for, in updates."""
+_FOREIGN_HEADS = 8
+"""Instances of others that are told of; who makes up more is not worth the memory."""
 _WAKE_S = 0.25
 """Longest wait for an event: bounds how long a stop request goes unnoticed."""
 _LOOK_FOR_CHANGES_S = 0.5
@@ -72,6 +82,8 @@ class AggregatorService:
         Told what was done, for figures.
     sign : callable
         Signs heads; None: they go unsigned.
+    admission : Admission
+        Whose messages are taken; None: as the configuration says, without lists.
     """
 
     def __init__(
@@ -82,6 +94,7 @@ class AggregatorService:
         say: Callable[[str], None],
         watch: Watch | None = None,
         sign: Callable[[Head], Head] | None = None,
+        admission: Admission | None = None,
     ) -> None:
         self._config = config
         self._watch = watch or Watch()
@@ -91,6 +104,8 @@ class AggregatorService:
         self._foreign_heads: set[int] = set()
         self._store = store
         self._sign = sign
+        self._admission = admission or Admission(config.admission)
+        self._refusal_log = RefusalLog()
         self._say = say
         self._make_plan = config.plan
         self._strategy_settings = json.dumps(asdict(config.aggregation))
@@ -101,7 +116,7 @@ class AggregatorService:
         self._publication = Publication(self._core.catalogue, self._plan, store.start())
         self._publication.begin(self._core.table)
         self._topics = FleetTopics(config.fleet)
-        self._events = EventQueue()
+        self._events = EventQueue(_LOOSE_BYTES)
         self._connection = Connection(address, f"pfedrec-{config.fleet}-aggregator", self._events)
         self._max_update_bytes = self._largest_update()
         self._look_for_changes_at = 0.0
@@ -251,7 +266,7 @@ class AggregatorService:
                         commands += self._decide(event, new_devices)
                     except ProtocolError as error:
                         refusals.append(refusal_name(error))
-                        answers += self._refusal(event.topic, error)
+                        answers += self._refusal(event, error)
                 case Connected():
                     connected = True
                 case Lost(reason):
@@ -263,6 +278,7 @@ class AggregatorService:
                         "check the user name and password in the address"
                     )
         commands += self._core.tick(time.monotonic())
+        refusals += ["unfinished_transfer"] * self._reassembly.given_up(time.monotonic())
         commands += self._change_catalogue()
         began = time.perf_counter()
         stored = self._commit(commands, new_devices, len(refusals))
@@ -292,29 +308,37 @@ class AggregatorService:
         if not message.topic.startswith(f"{ROOT}/{self._topics.fleet}/"):
             return []  # amqtt delivers retained messages also to those who did not ask for them
         address = self._topics.parse(message.topic)
+        now = time.monotonic()
+        if address.device:
+            self._admission.require_listed(address.device)
+        if address.kind in ("status", "quality"):
+            self._admission.require_rate(address.device, _SMALL, now)
         if address.kind == "status":
             if message.payload:
                 status = decode(message.payload, Status)
-                (self._online.add if status.online else self._online.discard)(address.device)
                 self._note_device(address, new_devices)
+                (self._online.add if status.online else self._online.discard)(address.device)
             return []
         if address.kind == "head":
             self._note_head(message)
         if address.kind == "quality":
             report = decode(message.payload, Quality)
-            return self._core.quality_received(address.device, report, time.monotonic())
+            return self._core.quality_received(address.device, report, now)
         if address.kind != "update":
             return []
+        # Full chunks are a part of an update each; anything else counts for a whole one.
+        parts = chunk_count(self._max_update_bytes) if len(message.payload) > CHUNK_BYTES else 1
+        self._admission.require_rate(address.device, 1.0 / parts, now)
         content = cast("Update | Chunk", decode(message.payload, Update, Chunk))
         payload = message.payload
         if isinstance(content, Chunk):
-            whole = self._reassembly.add(address.device, content)
+            whole = self._reassembly.add(address.device, content, now)
             if whole is None:
                 return []
             payload = whole
             content = decode(whole, Update, max_bytes=self._max_update_bytes)
         self._note_device(address, new_devices)
-        return self._core.update_received(address.device, content, payload, time.monotonic())
+        return self._core.update_received(address.device, content, payload, now)
 
     def _change_catalogue(self) -> list[Command]:
         """Make a version of each change of the catalogue that somebody has queued."""
@@ -339,19 +363,20 @@ class AggregatorService:
         self._catalogue_published = False
 
     def _note_device(self, address: Address, new_devices: list[str]) -> None:
+        if not self._core.knows(address.device):
+            self._admission.require_room(self._core.seen)
         if self._core.device_seen(address.device):
             new_devices.append(address.device)
 
     def _note_head(self, message: Received) -> None:
         """Notice another aggregator of the same fleet: its heads and ours would take turns."""
-        try:
-            head = decode(message.payload, Head)
-        except ProtocolError:
+        if not message.payload:  # somebody has cleared it
             return
+        head = decode(message.payload, Head)
         if head.instance == self._core.instance and head.session <= self._session:
             return
         self._watch.foreign_head()
-        if head.instance in self._foreign_heads:
+        if head.instance in self._foreign_heads or len(self._foreign_heads) >= _FOREIGN_HEADS:
             return
         self._foreign_heads.add(head.instance)
         self._say(
@@ -359,18 +384,30 @@ class AggregatorService:
             "still runs, stop one of the two, or give one another fleet name"
         )
 
-    def _refusal(self, topic: str, error: ProtocolError) -> list[Command]:
-        """Answer a message that is no update; it has no number, so the receipt has none either."""
-        _LOG.warning("refused a message on %s: %s", topic[:200], error)
+    def _refusal(self, message: Received, error: ProtocolError) -> list[Command]:
+        """Answer a message that is no update; it has no number, so the receipt has none either.
+
+        One that came too soon is not lost on its device: where it has a number, the receipt has it.
+        """
+        now = time.monotonic()
+        self._refusal_log.note(
+            refusal_name(error), f"refused a message on {ascii(message.topic[:200])[1:-1]}: {error}", now
+        )
         try:
-            address = self._topics.parse(topic)
+            address = self._topics.parse(message.topic)
         except ProtocolError:
             return []
-        if address.kind != "update":
+        silent = isinstance(error, RateLimitError) and not error.answered
+        if address.kind != "update" or silent or not self._admission.may_answer(address.device, now):
             return []
+        incarnation = seq = 0
+        if isinstance(error, RateLimitError):
+            with contextlib.suppress(ProtocolError):
+                update = decode(message.payload, Update)
+                incarnation, seq = update.incarnation, update.seq
         receipt = Receipt(
-            incarnation=0,
-            seq=0,
+            incarnation=incarnation,
+            seq=seq,
             verdict="rejected",
             reason=str(error)[:200],
             version=self._core.version,

@@ -32,7 +32,7 @@ from broker.tls import TlsFiles
 
 REGISTER = "register.json"
 CRL = "crl.pem"
-SERVER_DAYS = DEVICE_DAYS = 1825
+SERVER_DAYS = 1825
 _LOCK_WAIT_S = 30.0
 _SECRET = 0o600
 
@@ -157,7 +157,7 @@ class Authority:
         except ValueError as error:
             raise CorruptError(f"{self.path / 'head.key'} is no Ed25519 key") from error
 
-    def issue_device(self, device: str, now: datetime, days: int = DEVICE_DAYS) -> Issued:
+    def issue_device(self, device: str, now: datetime, days: int) -> Issued:
         """Issue a device's certificate; those it has are not revoked.
 
         Raises

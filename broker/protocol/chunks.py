@@ -51,6 +51,11 @@ class Assembly:
         return len(self._parts) == self.count
 
     @property
+    def collected_bytes(self) -> int:
+        """How much is there, rounded up to whole chunks."""
+        return len(self._parts) * CHUNK_BYTES
+
+    @property
     def missing(self) -> list[int]:
         """The places of the chunks that are not there yet, in order."""
         return [index for index in range(self.count) if index not in self._parts]

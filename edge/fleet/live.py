@@ -163,6 +163,7 @@ class LiveFleet:
                     username=address.username,
                     password=address.password,
                     identifier=f"{self._settings.fleet}-fleet-{name}",
+                    tls_context=address.context(),
                     max_inflight_messages=1000,
                     max_concurrent_outgoing_calls=1000,
                     logger=QUIET,

@@ -41,6 +41,7 @@ async def forget_earlier_run(address: BrokerAddress, fleet: str) -> None:
             username=address.username,
             password=address.password,
             identifier=f"pfedrec-{fleet}-aggregator",
+            tls_context=address.context(),
             clean_session=True,
             timeout=BROKER_S,
             logger=QUIET,

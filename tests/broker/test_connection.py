@@ -510,3 +510,16 @@ def test_full_queue_refuses_messages_but_not_what_happened_to_the_connection(
     events.put_nowait(Lost("gone"))
 
     assert [events.get_nowait(), events.get_nowait()] == [message, Lost("gone")]
+
+
+def test_queue_takes_so_many_bytes_of_what_the_broker_does_not_hold_back() -> None:
+    """Of QoS 0 any number may be under way; of QoS 1 the broker sends the next after an acknowledgement."""
+    events = EventQueue(loose_bytes=10)
+    loose, held = Received("t", b"12345", 1, 0, 1), Received("t", b"12345", 1, 1, 1)
+    events.put_nowait(loose)
+    events.put_nowait(held)
+    with pytest.raises(queue.Full):
+        events.put_nowait(loose)
+    events.put_nowait(held)
+    assert [events.get_nowait() for _ in range(3)] == [loose, held, held]
+    events.put_nowait(loose)

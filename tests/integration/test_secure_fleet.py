@@ -51,6 +51,9 @@ def test_secure_fleet_learns_and_lets_no_secret_out(tmp_path: Path) -> None:
         wait_until(lambda: _accepted(me) >= 1, "an accepted update")
         assert told(me, "head_complaint") == ""
         assert _doctor(me)["certificates"]["level"] == "ok"
+        (me / "key.pem").chmod(0o644)
+        assert _doctor(me)["certificates"]["remedy"] == f"chmod 600 {me / 'key.pem'}"
+        (me / "key.pem").chmod(0o600)
         family = [os.getpid(), aggregator.pid, device.pid, *children_of(aggregator.pid)]
         assert len(family) == 4  # mosquitto is there, too
         arguments = " ".join(" ".join(command_of(pid)) for pid in family)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.aggregator.core import (
+    MOST_INCARNATIONS,
     AggregatorCore,
     Answered,
     ClosedRound,
@@ -22,6 +23,7 @@ from broker.aggregator.core import (
     ReplyReceipt,
     RoundSettings,
 )
+from broker.errors import TooManyIncarnationsError
 from broker.protocol.encodings import ENCODINGS
 from broker.protocol.messages import MAX_SEQ, MAX_U64, Receipt, Update, Verdict, encode
 from broker.protocol.wire import TypedArray
@@ -828,3 +830,19 @@ def test_any_body_for_this_table_leaves_it_finite(updates: list[Update], bases: 
         assert encode(receipt_of(commands))
 
     assert np.isfinite(core.table).all()
+
+
+def test_device_that_begins_anew_without_end_is_refused() -> None:
+    """What is remembered of it is bounded, across a restart; its old incarnations go on."""
+    state = CoreState(instance=INSTANCE, version=0, table=a_table())
+    core = AggregatorCore(RoundSettings(buffer=1000), FedBuff(), state)
+    for incarnation in range(MOST_INCARNATIONS):
+        assert receipt_of(send(core, an_update(incarnation=incarnation))).verdict == "accepted"
+    restarted = AggregatorCore(RoundSettings(buffer=1000), FedBuff(), state)
+    for each in (core, restarted):
+        with pytest.raises(TooManyIncarnationsError, match="another id"):
+            send(each, an_update(incarnation=MOST_INCARNATIONS))
+    assert receipt_of(send(core, an_update(incarnation=5, seq=2))).verdict == "accepted"
+    assert (
+        receipt_of(send(core, an_update(incarnation=MOST_INCARNATIONS), device="other")).verdict == "accepted"
+    )

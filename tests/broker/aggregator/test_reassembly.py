@@ -111,19 +111,44 @@ def test_whole_with_another_hash_is_refused_and_can_be_sent_again() -> None:
 
 def test_oldest_updates_make_room_for_newer_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks that never become whole cost a bounded amount of memory; who was active last stays."""
-    monkeypatch.setattr(reassembly, "TOTAL_BYTES", 2 * LARGE)
+    monkeypatch.setattr(reassembly, "TOTAL_BYTES", 4 * CHUNK_BYTES)
     target = Reassembly(LARGE)
     chunks = {device: chunks_of(content(number)) for number, device in enumerate("abc")}
     target.add("a", chunks["a"][0])
     target.add("b", chunks["b"][0])
+    target.add("b", chunks["b"][1])
     target.add("a", chunks["a"][1])
 
     target.add("c", chunks["c"][0])
 
     assert add_all(target, "a", chunks["a"][2:]) == [content(0)]
     assert add_all(target, "c", chunks["c"][1:]) == [content(2)]
-    assert add_all(target, "b", chunks["b"][1:]) == []
+    assert add_all(target, "b", chunks["b"][2:]) == []
     assert add_all(target, "b", chunks["b"]) == [content(1)]
+
+
+def test_what_waits_too_long_is_given_up_and_counted() -> None:
+    """Chunks without end cost room for two minutes at most; an announced size costs none."""
+    target = Reassembly(LARGE)
+    chunks = {device: chunks_of(content(number)) for number, device in enumerate("abc")}
+    for number, device in enumerate("abc"):
+        target.add(device, chunks[device][0], float(number))
+    assert target.given_up(reassembly.GIVEN_UP_AFTER_S) == 0
+    assert target.given_up(reassembly.GIVEN_UP_AFTER_S + 1.5) == 2
+    assert target.given_up(reassembly.GIVEN_UP_AFTER_S + 1.5) == 0
+    assert add_all(target, "c", chunks["c"][1:]) == [content(2)]
+    target.add("a", chunks["a"][0])
+    target.add("a", chunks["b"][0])
+    assert target.given_up(0.0) == 1
+
+
+def test_number_of_unfinished_updates_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where each has next to nothing."""
+    monkeypatch.setattr(reassembly, "MOST_OPEN", 2)
+    target = Reassembly(LARGE)
+    for device in "abc":
+        target.add(device, chunks_of(content(1))[-1])
+    assert target.given_up(0.0) == 1
 
 
 def test_update_larger_than_all_room_is_still_collected(monkeypatch: pytest.MonkeyPatch) -> None:

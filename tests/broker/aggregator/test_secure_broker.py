@@ -192,6 +192,7 @@ def test_revoked_certificate_is_refused_and_others_are_taken(fleet: Fleet) -> No
         TOPICS.status("victim"),
         TOPICS.receipt("victim"),
         TOPICS.receipt("spy"),
+        TOPICS.quality("victim"),
         TOPICS.head,
         TOPICS.snapshot(0, 0),
         TOPICS.delta(1, 0),

@@ -590,9 +590,16 @@ def test_message_that_nobody_asked_for_is_acknowledged_and_forgotten(
 ) -> None:
     """Some brokers deliver retained messages of topics without a subscription, also those of other fleets."""
     topics = FleetTopics(fleet)
-    unasked = [Received(topic, b"x", 7, 1, 1) for topic in (topics.head, topics.snapshot(0, 1))]
+    unasked = [Received(topic, b"x", 7, 1, 1) for topic in (topics.catalogue(0), topics.snapshot(0, 1))]
 
     recorder, _ = run(unasked)
 
     assert recorder.order == ["acknowledge", "acknowledge", "stop"]
     assert ledger_of(tmp_path / "aggregator").refused == 0
+
+
+def test_head_that_is_none_is_counted(run: Run, tmp_path: Path) -> None:
+    """Nobody but an aggregator has anything to say there; an empty one clears it."""
+    topic = FleetTopics("recorded").head
+    run([Received(topic, b"x", 7, 1, 1), Received(topic, b"", 8, 1, 1)])
+    assert ledger_of(tmp_path / "aggregator").refused == 1
