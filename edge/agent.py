@@ -24,9 +24,10 @@ from broker.protocol.messages import Chunk, Delta, Head, Quality, Receipt, Statu
 from broker.protocol.topics import Filter, FleetTopics, Topic
 from broker.protocol.versions import sha256
 from edge.bulletin import Bulletin
-from edge.config import DeviceConfig, needs_restart, read_head_keys
+from edge.config import WHILE_RUNNING, DeviceConfig, needs_restart, read_head_keys
 from edge.download import Download, all_filters
 from edge.guards import Permission, Reading, permission, unknown_facts
+from edge.holding import Holding
 from edge.personal import Personal, make_update
 from edge.quality import compare
 from edge.scorer import available_scorer_name
@@ -41,7 +42,7 @@ from edge.session import (
     Subscribe,
     Train,
 )
-from edge.store import DeviceStore, Interacted, Model
+from edge.store import DeviceStore, Interacted
 from edge.surroundings import Surroundings
 from edge.trust import Trust
 from trainer.local import LocalResult, local_pass
@@ -56,8 +57,8 @@ _STOP_S = 0.25
 """Longest wait for an event: bounds how long a stop request goes unnoticed."""
 _LONGEST_PASS_S = 1800.0
 """A pass that lasts longer hangs; then nobody is told any more that the loop goes round."""
-_COMPACT_S = 3600.0
-"""Between looks whether there are more interactions than are kept."""
+_TIDY_S = 3600.0
+"""Between looks whether there are more interactions than are kept, and whether the table may be stored."""
 _NO_HEAD_S = 15.0
 """With a broker but no head for this long, the fleet's name is probably wrong."""
 
@@ -92,12 +93,12 @@ class Agent:
         self._incarnation = remembered.incarnation
         self._session = Session(remembered, rng.random)
         self._erasures = store.erasures()
-        self._model: Model | None = store.model()
+        self._holding = Holding(store, config.table_writes)
         self._trust = Trust(
             config.fleet,
             read_head_keys(config),
             str(store.fact("head_key") or ""),
-            None if self._model is None else self._model.head,
+            remembered.held,
         )
         self._personal: Personal | None = store.personal()
         self._interacted: Interacted | None = None
@@ -112,7 +113,7 @@ class Agent:
         self._connection = self._make_connection()
         self._scorer = available_scorer_name() if config.scorer == "auto" else config.scorer
         self._store_changes: int | None = None
-        self._look_at = self._compact_at = 0.0
+        self._look_at = self._tidy_at = 0.0
         self._broker_gone = False
         self._no_head_at: float | None = None
         self._bulletin = Bulletin(store)
@@ -146,7 +147,7 @@ class Agent:
             while not stop.is_set():
                 self._handle(self._next_event())
                 now = time.monotonic()
-                self._compact(now)
+                self._tidy(now)
                 self._look_for_interactions(now)
                 self._look_at_guards(now)
                 self._carry_out(self._session.tick(now))
@@ -160,6 +161,7 @@ class Agent:
                     self._trust.complaint,
                 )
                 each_round()
+            self._holding.end(time.time())
             self._publish(
                 self._topics.status(self._config.device_id), self._status(online=False), retain=True
             )
@@ -175,7 +177,8 @@ class Agent:
     def reconfigure(self, config: DeviceConfig) -> list[str]:
         """Take another configuration; give the names of settings that stay as they were until a restart."""
         kept = needs_restart(self._config, config)
-        self._config = replace(self._config, scorer=config.scorer, training=config.training)
+        self._config = replace(self._config, **{name: getattr(config, name) for name in WHILE_RUNNING})
+        self._holding.limit(config.table_writes)
         self._scorer = available_scorer_name() if config.scorer == "auto" else config.scorer
         self._look_again_at = 0.0
         return kept
@@ -266,10 +269,9 @@ class Agent:
             self._carry_out(self._session.table_failed(now))
             return
         report = self._compare(download.head, table)
-        self._store.replace_model(download.head, table, catalogue)
+        self._holding.hold(download.head, table, catalogue, time.time())
         if catalogue is not None:
             self._personal = self._store.personal()
-        self._model = Model(head=download.head, table=table)
         if report is not None:
             self._publish(self._topics.quality(self._config.device_id), encode(report))
         how = f"by {len(download.steps)} steps" if download.steps else "as a whole"
@@ -283,7 +285,7 @@ class Agent:
 
     def _compare(self, head: Head, table: Floats) -> Quality | None:
         """Give what the fleet's guard asks of some devices: how a new table does beside the one here."""
-        before, interacted = self._model, self._interacted
+        before, interacted = self._holding.model, self._interacted
         if before is None or interacted is None or before.head.instance != head.instance:
             return None
         if not head.asks(self._config.device_id):
@@ -302,7 +304,7 @@ class Agent:
     def _begin_download(self, head: Head, steps: tuple[Delta, ...], *, catalogue: bool) -> None:
         self._break_download()
         broken, self._broken = self._broken, None
-        base = None if self._model is None else self._model.table
+        base = None if self._holding.model is None else self._holding.model.table
         if broken is not None and broken.goes_on_with(head, catalogue=catalogue, steps=steps):
             self._download = broken
         else:
@@ -343,13 +345,14 @@ class Agent:
         self._look_at_guards(now)
         self._carry_out(self._session.interactions_changed(self._interacted.revision, n_known, now))
 
-    def _compact(self, now: float) -> None:
-        """Keep the interactions within bounds; what goes is not trained anew for."""
-        if now >= self._compact_at:
-            self._compact_at = now + _COMPACT_S
+    def _tidy(self, now: float) -> None:
+        """Keep the interactions within bounds, for which nothing is trained anew; store what has to wait."""
+        if now >= self._tidy_at:
+            self._tidy_at = now + _TIDY_S
             removed = self._store.compact(self._config.retention, time.time())
             if removed:
                 _LOG.info("%d interactions were removed, as the settings say", removed)
+            self._holding.look(time.time())
 
     def _forget(self) -> None:
         """Follow another process in forgetting what the user has told it to."""
@@ -374,9 +377,9 @@ class Agent:
 
     def _trainable(self, interacted: Interacted) -> tuple[Rows, NegativeSampler | None]:
         """Give the positives within the table, and what draws negatives (None if nothing is left to draw)."""
-        if self._model is None:
+        if self._holding.model is None:
             return interacted.rows[:0], None
-        n_items = len(self._model.table)
+        n_items = len(self._holding.model.table)
         # The catalogue may be a step ahead of the table.
         rows = interacted.rows[interacted.rows < n_items]
         retired = interacted.retired[interacted.retired < n_items]
@@ -418,7 +421,7 @@ class Agent:
             self._break_download()
 
     def _train(self, command: Train) -> None:
-        model, sampler, interacted = self._model, self._sampler, self._interacted
+        model, sampler, interacted = self._holding.model, self._sampler, self._interacted
         if model is None or sampler is None or interacted is None:
             raise RuntimeError("the session wants a pass without a table or interactions")
         head = model.head

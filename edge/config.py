@@ -45,7 +45,7 @@ FILES = {"tls_ca": "ca.pem", "tls_cert": "cert.pem", "tls_key": "key.pem", "head
 """Settings that name a file, and what it is called in this directory and in a bundle."""
 BUNDLE_NAME = "device.toml"
 
-WHILE_RUNNING = frozenset({"scorer", "training"})
+WHILE_RUNNING = frozenset({"scorer", "table_writes_mb", "training"})
 """What a running ``start`` takes from a changed file; the rest is who the device is, and its fleet."""
 SCORERS: tuple[Literal["auto", "tflite", "numpy"], ...] = ("auto", "tflite", "numpy")
 
@@ -78,6 +78,9 @@ class DeviceConfig:
         20_000, "Interactions to keep at most; repeats of an item go first, then the oldest. 0: all."
     )
     keep_days: float = option(0.0, "Days to keep an interaction, from the newest one back. 0: for ever.")
+    table_writes_mb: float = option(
+        4.0, "Megabytes a day to write for newer versions of the fleet's table, on average; 0: any number."
+    )
     api_socket: bool = option(
         default=True, help_text="Whether start serves the local API on api.sock in this directory."
     )
@@ -113,6 +116,10 @@ class DeviceConfig:
             raise ParameterError(f"keep_interactions is {self.keep_interactions}; it must be 0 (all) or more")
         if not 0.0 <= self.keep_days < math.inf:
             raise ParameterError(f"keep_days is {self.keep_days}; it must be 0 (for ever) or more")
+        if not 0.0 <= self.table_writes_mb < math.inf:
+            raise ParameterError(
+                f"table_writes_mb is {self.table_writes_mb}; it must be 0 (without a limit) or more"
+            )
         if not 0 <= self.api_port <= 65535:
             raise ParameterError(f"api_port is {self.api_port}; it must be 0 (off) or a port up to 65535")
         _ = self.item_rule
@@ -138,6 +145,11 @@ class DeviceConfig:
     def retention(self) -> Retention:
         """Which interactions are kept."""
         return Retention(most=self.keep_interactions, days=self.keep_days)
+
+    @property
+    def table_writes(self) -> float:
+        """Bytes a day to write for newer versions of the table; 0 for any number."""
+        return self.table_writes_mb * 1e6
 
     @property
     def item_rule(self) -> ItemRule:

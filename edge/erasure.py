@@ -17,6 +17,8 @@ LEFT_ON_BROKERS = "home_topics"
 """A fact: the retained messages on home automation's brokers; only who knows of them can take them away."""
 ASKED_FOR = "asked_for"
 """A fact: what the broker still sends of a download that was cut off, until it is told not to."""
+HELD_HEAD = "held_head"
+"""A fact: the head of the newest table, where that was held in memory only."""
 _KEPT_BY_RESET = ("connection", LEFT_ON_BROKERS, ASKED_FOR)
 """Of the first: its statuses must go on to grow, or the fleet takes them for old last wills."""
 

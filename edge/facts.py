@@ -22,7 +22,9 @@ def device_facts(config: DeviceConfig, store: DeviceStore, *, running: bool) -> 
     running : bool
         Whether ``edge-client start`` runs in the directory.
     """
-    head, interacted, remembered = store.model_head(), store.interacted(), store.remembered()
+    stored, interacted, remembered = store.model_head(), store.interacted(), store.remembered()
+    # What is in memory only is nobody's once `start` has ended.
+    head = remembered.held if running and stored is not None else stored
     trained_at = store.fact("trained_at")
     return {
         "device_id": config.device_id,
@@ -32,6 +34,7 @@ def device_facts(config: DeviceConfig, store: DeviceStore, *, running: bool) -> 
         **read_bulletin(store, time.monotonic(), running=running),
         "version": None if head is None else head.version,
         "sha256": None if head is None else head.sha256.hex(),
+        "stored_version": None if stored is None else stored.version,
         "items": None if head is None else head.rows,
         "interactions": interacted.total,
         "known_items": int(interacted.rows.size),

@@ -32,7 +32,7 @@ from broker.protocol.topics import Topic
 from broker.protocol.versions import catalogue_bytes, sha256
 from broker.storage import connect_sqlite, named_failures, sync_directory
 from edge.config import DATABASE_NAME, alone, open_store
-from edge.erasure import ASKED_FOR, ERASURES, LEFT_ON_BROKERS, REMOVED, WITHDRAWN
+from edge.erasure import ASKED_FOR, ERASURES, HELD_HEAD, LEFT_ON_BROKERS, REMOVED, WITHDRAWN
 from edge.homeassistant import read_left_behind
 from edge.personal import Personal
 from edge.putaside import finish, rebuilt_name, stamp
@@ -76,6 +76,8 @@ class Remains:
         What tells interactions that are sent again, with the ids of those kept.
     left_on_brokers : dict
         Topics that hold messages on home automation's brokers.
+    held : bytes or None
+        The head of the newest table, where that was in memory only.
     """
 
     interactions: list[Interaction]
@@ -90,6 +92,7 @@ class Remains:
     waiting: int
     identities: list[tuple[bytes, int]]
     left_on_brokers: dict[str, list[Topic]]
+    held: bytes | None
 
     @property
     def missing(self) -> int | None:
@@ -220,6 +223,7 @@ def _remains(path: Path, interactions: list[Interaction]) -> Remains:
         waiting=len(_query(path, "SELECT seq FROM outbox")),
         identities=_identities(path, {row.id for row in interactions}),
         left_on_brokers=read_left_behind(facts.get(LEFT_ON_BROKERS)),
+        held=_sound_head(facts.get(HELD_HEAD)),
     )
 
 
@@ -239,10 +243,19 @@ def _identities(path: Path, kept: set[int]) -> list[tuple[bytes, int]]:
 
 def _head(path: Path) -> tuple[bytes | None, Head | None]:
     rows = _query(path, "SELECT head FROM model")
+    content = _sound_head(rows[0][0]) if rows else None
+    return content, None if content is None else decode(content, Head)
+
+
+def _sound_head(content: object) -> bytes | None:
+    """Give an encoded head if it is one."""
+    if type(content) is not bytes:
+        return None
     try:
-        return (bytes(rows[0][0]), decode(rows[0][0], Head)) if rows else (None, None)
-    except (PFedRecError, TypeError):
-        return None, None
+        decode(content, Head)
+    except PFedRecError:
+        return None
+    return content
 
 
 def _table(path: Path, head: Head | None) -> bytes | None:
@@ -347,6 +360,8 @@ def _fill(connection: sqlite3.Connection, remains: Remains, now: int) -> None:
     connection.executemany("INSERT INTO receipts VALUES (?, ?)", list(remains.receipts.items()))
     if remains.personal is not None:
         connection.execute("INSERT INTO personal VALUES (1, ?, ?, ?, ?)", personal_bytes(remains.personal))
+    if remains.held is not None:
+        connection.execute("INSERT INTO facts VALUES (?, ?)", (HELD_HEAD, remains.held))
     if remains.head is not None:
         # Without its table the head only tells whose the personal state is.
         connection.execute("INSERT INTO model VALUES (1, ?, ?)", (remains.head, remains.table or b""))

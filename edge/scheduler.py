@@ -11,6 +11,8 @@ Two kinds of pass:
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from broker.protocol.messages import Head
+
 
 class Pass(Enum):
     """What kind of pass to make now."""
@@ -41,15 +43,20 @@ class Progress:
     contributed_revision: int = 0
     idle_passes: int = 0
 
-    def with_table(self, version: int, *, same_aggregator: bool) -> "Progress":
-        """Give the progress once the table of `version` is on the device.
+    def with_table(self, head: Head, held: Head | None) -> "Progress":
+        """Give the progress once the table of `head` is on the device, where that of `held` was the newest.
 
-        To another aggregator directory everything is news. One that was set back to an older version has
-        lost what was contributed since.
+        To another aggregator directory everything is news. One that was set back, to an older version or to
+        another one of the same number, has lost what was contributed since.
         """
-        if not same_aggregator:
+        if held is None or not head.follows(held):
             return Progress()
-        return replace(self, contributed_version=min(self.contributed_version, version - 1))
+        is_set_back = head.version < max(held.version, self.contributed_version) or (
+            head.version == held.version and head.sha256 != held.sha256
+        )
+        if not is_set_back:
+            return self
+        return replace(self, contributed_version=min(self.contributed_version, head.version - 1))
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,6 +142,8 @@ class Remembered:
         Newest update number used.
     outbox_seq : int or None
         The update that waits, if one does.
+    held : Head or None
+        Of the newest table that was on the device; it may be newer than the table that still is.
     """
 
     incarnation: int
@@ -152,6 +154,7 @@ class Remembered:
     last_seq: int = 0
     outbox_seq: int | None = None
     progress: Progress = field(default_factory=Progress)
+    held: Head | None = None
 
 
 class Session:
@@ -184,6 +187,7 @@ class Session:
         self._instance = remembered.instance
         self._table_sha256 = remembered.table_sha256
         self._catalogue = remembered.catalogue_sha256
+        self._held = remembered.held
         self._last_seq = remembered.last_seq
         self._draw = draw
         self._unreadable = 0
@@ -250,14 +254,12 @@ class Session:
         self._gives_up_at = now + FETCH_TIMEOUT_S
 
     def table_ready(self, head: Head, now: float) -> list[Command]:
-        """The table of `head` is stored on the device."""
+        """The table of `head` is on the device."""
         if self.activity is not Activity.FETCHING:
             return []
         self._move("table_ready")
         self._steps_failed = False
-        self.progress = self.progress.with_table(
-            head.version, same_aggregator=head.instance == self._instance
-        )
+        self.progress, self._held = self.progress.with_table(head, self._held), head
         self._instance, self.version, self._table_sha256 = head.instance, head.version, head.sha256
         self._catalogue = head.catalogue_sha256
         return self.tick(now)

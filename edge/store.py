@@ -8,6 +8,7 @@ the same file while the agent runs; the agent notices by `changes`.
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -30,11 +31,13 @@ _ROW_OF = (
     "coalesce((SELECT row FROM catalogue WHERE item = {0}), (SELECT row FROM former_keys WHERE item = {0}))"
 )
 """The row of an item key: a row's own, or one that a row had before."""
+_ALLOWANCE = ("table_allowance", "table_allowance_at")
+"""Facts: see `DeviceStore.table_allowance`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Model:
-    """The newest table on the device, shape (rows, dim) float32, and the head that announced it."""
+    """A table, shape (rows, dim) float32, and the head that announced it."""
 
     head: Head
     table: Floats
@@ -94,7 +97,7 @@ class DeviceStore(Database):
         """Give what a session must know after a restart."""
         facts = dict(self._rows("SELECT name, value FROM facts"))
         outbox = self._rows("SELECT seq FROM outbox ORDER BY seq LIMIT 1")
-        model = self.model_head()
+        model, held = self.model_head(), self.held_head()
         if "incarnation" not in facts:
             raise self._damaged("the device's own number is missing")
         try:
@@ -111,6 +114,7 @@ class DeviceStore(Database):
             last_seq=last_seq,
             outbox_seq=outbox[0][0] if outbox else None,
             progress=progress,
+            held=held,
         )
 
     def _progress(self) -> Progress:
@@ -226,18 +230,31 @@ class DeviceStore(Database):
 
     # -- model -------------------------------------------------------------------------------------
 
-    def replace_model(self, head: Head, table: Floats, catalogue: Catalogue | Sequence[str] | None) -> None:
+    def replace_model(
+        self,
+        head: Head,
+        table: Floats,
+        catalogue: Catalogue | Sequence[str] | None,
+        *,
+        allowance: tuple[float, float] | None = None,
+    ) -> None:
         """Put a checked table, its head and (if given) its catalogue in the place of those before.
 
         The personal state of another aggregator's table means nothing for this one and is dropped.
+
+        Parameters
+        ----------
+        allowance : tuple of float, optional
+            What `table_allowance` gives from then on.
         """
         with self._transaction() as connection:
-            before = self._kept_head()
-            same = before is not None and (before.instance, before.dim) == (head.instance, head.dim)
-            if not same:
+            held = self.held_head()
+            if not head.follows(held):
                 connection.execute("DELETE FROM personal")
-            progress = self._progress().with_table(head.version, same_aggregator=same)
-            _set_facts(connection, asdict(progress))
+            _set_facts(connection, asdict(self._progress().with_table(head, held)))
+            if allowance is not None:
+                _set_facts(connection, dict(zip(_ALLOWANCE, allowance, strict=True)))
+            connection.execute("DELETE FROM facts WHERE name = ?", (erasure.HELD_HEAD,))
             connection.execute(
                 "INSERT INTO model (id, head, item_table) VALUES (1, ?, ?) "
                 "ON CONFLICT (id) DO UPDATE SET head = excluded.head, item_table = excluded.item_table",
@@ -246,8 +263,24 @@ class DeviceStore(Database):
             if catalogue is not None:
                 insert_catalogue(connection, Catalogue.of(catalogue))
 
+    def hold(self, head: Head) -> None:
+        """Remember the head of a table of the same aggregator's that is held in memory only."""
+        with self._transaction() as connection:
+            progress = self._progress().with_table(head, self.held_head())
+            _set_facts(connection, asdict(progress) | {erasure.HELD_HEAD: encode(head)})
+
+    def held_head(self) -> Head | None:
+        """Give the head of the newest table that was on the device, in memory or in this file."""
+        held = self.fact(erasure.HELD_HEAD)
+        return self._kept_head() if held is None else self._head(held)
+
+    def table_allowance(self) -> tuple[float, float] | None:
+        """Give what was left to write for newer tables, in bytes, and when, in seconds since the epoch."""
+        left, at = (self.fact(name) for name in _ALLOWANCE)
+        return None if left is None or at is None else (float(left), float(at))
+
     def model_head(self) -> Head | None:
-        """Give the head of the table on the device."""
+        """Give the head of the table in this file; `held_head` may be newer."""
         rows = self._rows("SELECT head FROM model WHERE length(item_table) > 0")
         return self._head(rows[0][0]) if rows else None
 
@@ -259,11 +292,11 @@ class DeviceStore(Database):
     def _head(self, content: bytes) -> Head:
         try:
             return decode(content, Head)
-        except ProtocolError as error:
+        except (ProtocolError, TypeError) as error:
             raise self._damaged(f"the head of the item table cannot be read: {error}") from error
 
     def model(self) -> Model | None:
-        """Give the table on the device.
+        """Give the table in this file.
 
         Raises
         ------
@@ -430,13 +463,16 @@ class DeviceStore(Database):
 
 
 def insert_catalogue(connection: sqlite3.Connection, catalogue: Catalogue) -> None:
-    """Put a catalogue in the place of the one before, within a transaction."""
-    connection.execute("DELETE FROM catalogue")
+    """Put a catalogue in the place of the one before, within a transaction; what stays is not written."""
+    before = connection.execute("SELECT row, item, retired FROM catalogue ORDER BY row")
+    wanted = ((row, key, -1 if row in catalogue.retired else None) for row, key in enumerate(catalogue.keys))
+    # Both by row, without a gap.
+    others = [new for old, new in zip_longest(before, wanted) if new is not None and new != old]
+    # Two rows may have exchanged their keys: first they go, then they come.
+    connection.executemany("DELETE FROM catalogue WHERE row = ?", [(row,) for row, *_ in others])
+    connection.execute("DELETE FROM catalogue WHERE row >= ?", (len(catalogue.keys),))
+    connection.executemany("INSERT INTO catalogue (row, item, retired) VALUES (?, ?, ?)", others)
     connection.execute("DELETE FROM former_keys")
-    connection.executemany(
-        "INSERT INTO catalogue (row, item, retired) VALUES (?, ?, ?)",
-        ((row, key, -1 if row in catalogue.retired else None) for row, key in enumerate(catalogue.keys)),
-    )
     connection.executemany("INSERT INTO former_keys (item, row) VALUES (?, ?)", catalogue.former.items())
 
 

@@ -238,6 +238,10 @@ class Head:
         """Tell whether a device is to report this version's quality: another sample for each version."""
         return is_sampled(self.instance, self.version, device, self.plan.guard)
 
+    def follows(self, other: "Head | None") -> bool:
+        """Tell whether it is of the same table as `other`, whatever their versions."""
+        return other is not None and (self.instance, self.dim) == (other.instance, other.dim)
+
     def deltas_from(self, version: int) -> tuple[Delta, ...]:
         """Give the steps that lead from an older version to this one; none where some are not on offer."""
         count = self.version - version

@@ -24,6 +24,7 @@ from broker.protocol.messages import Chunk, Quality, Update, decode, encode
 from broker.protocol.topics import FleetTopics
 from broker.protocol.versions import sha256, table_bytes
 from edge.config import load_config
+from edge.facts import device_facts
 from tests.brokers import HOST, PATIENCE_S, Peer, RunningBroker
 from tests.edge.builders import (
     DIM,
@@ -72,6 +73,13 @@ def version_of(directory: Path) -> int | None:
     """Give the version of the table on a device."""
     with looking_at(directory) as store:
         return store.remembered().version
+
+
+def held_and_stored(directory: Path, *, running: bool) -> tuple[int | None, int | None]:
+    """Give the versions that `status` names: of the table in use, and of the one in the database."""
+    with looking_at(directory) as store:
+        facts = device_facts(load_config(directory, {}), store, running=running)
+    return facts["version"], facts["stored_version"]
 
 
 # -- against a played aggregator -------------------------------------------------------------------
@@ -541,6 +549,30 @@ def test_agent_on_a_metered_network_learns_without_sending(
         assert running.agent is not None
         assert running.agent.reconfigure(changed) == ["fleet"]
         assert aggregator.next_update().base_version == 1
+
+
+def test_agent_that_stores_few_tables_contributes_once_to_each_version(
+    directory: Path, aggregator: PlayedAggregator
+) -> None:
+    """After a restart the newest table is fetched again; only what is newer than that one is news."""
+    record(directory, "bread", "egg")
+    aggregator.publish(a_head(3, plan=QUICK), a_table())
+    with RunningAgent(directory, PFEDREC_TABLE_WRITES_MB="1e-9"):
+        aggregator.answer(aggregator.next_update())
+        newer = a_table(seed=4)
+        aggregator.publish(a_head(4, table=newer, plan=QUICK), newer)
+        second = aggregator.next_update()
+        assert (second.seq, second.base_version) == (2, 4)
+        aggregator.answer(second)
+        wait_until(lambda: told(directory, "reason") == "waiting for a new version", "the receipt")
+        assert held_and_stored(directory, running=True) == (4, 3)
+    assert held_and_stored(directory, running=False) == (3, 3)
+    with RunningAgent(directory, PFEDREC_TABLE_WRITES_MB="1e-9"):
+        wait_until(lambda: told(directory, "reason") == "waiting for a new version", "the table of version 4")
+        latest = a_table(seed=5)
+        aggregator.publish(a_head(5, table=latest, plan=QUICK), latest)
+        third = aggregator.next_update()
+    assert (third.seq, third.base_version) == (3, 5)
 
 
 # -- against a real aggregator ---------------------------------------------------------------------

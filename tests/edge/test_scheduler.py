@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from broker.protocol.messages import Head
 from edge.scheduler import Decision, Pass, Progress, decide
+from tests.edge.builders import INSTANCE, a_head, a_table
 
 
 @dataclass
@@ -91,19 +93,32 @@ def test_decide_for_a_new_device_contributes_to_the_first_version() -> None:
 
 def test_progress_with_a_newer_table_is_as_before() -> None:
     """It is to be contributed to."""
-    assert progress().with_table(5, same_aggregator=True) == progress()
+    assert progress().with_table(a_head(5), a_head(4)) == progress()
 
 
-@pytest.mark.parametrize(("version", "contributed"), [(4, 3), (3, 2), (0, -1)])
-def test_progress_with_an_older_table_may_contribute_again(version: int, contributed: int) -> None:
+def test_progress_with_the_table_that_was_held_before_is_as_before() -> None:
+    """It was in memory only, and was fetched again."""
+    assert progress().with_table(a_head(4), a_head(4)) == progress()
+
+
+@pytest.mark.parametrize("held", [4, 5, 9])
+@pytest.mark.parametrize(("version", "contributed"), [(3, 2), (0, -1)])
+def test_progress_with_an_older_table_may_contribute_again(held: int, version: int, contributed: int) -> None:
     """What the aggregator has counted since is gone."""
-    found = progress().with_table(version, same_aggregator=True)
+    found = progress().with_table(a_head(version), a_head(held))
     assert found == progress(contributed_version=contributed)
 
 
-def test_progress_with_the_table_of_another_aggregator_begins_anew() -> None:
+def test_progress_with_another_table_of_the_same_number_may_contribute_again() -> None:
+    """The aggregator was set back, and went on from there."""
+    other = a_head(4, table=a_table(seed=9))
+    assert progress().with_table(other, a_head(4)) == progress(contributed_version=3)
+
+
+@pytest.mark.parametrize("held", [None, a_head(4, instance=INSTANCE + 1)])
+def test_progress_with_the_table_of_another_aggregator_begins_anew(held: Head | None) -> None:
     """There everything is news."""
-    assert progress().with_table(9, same_aggregator=False) == Progress()
+    assert progress().with_table(a_head(9), held) == Progress()
 
 
 revisions = st.integers(0, 5)

@@ -44,6 +44,7 @@ def with_table(version: int = 0, **remembered: Any) -> Session:
         "instance": INSTANCE,
         "version": version,
         "catalogue_sha256": head.catalogue_sha256,
+        "held": head,
     }
     return a_session(**(facts | remembered))
 
@@ -520,6 +521,27 @@ def test_table_of_aggregator_that_was_set_back_is_contributed_to_again() -> None
     assert isinstance(train, Train)
     assert train.seq == 1
     assert train.progress.contributed_version == 40
+
+
+def test_table_that_a_restart_brought_back_to_is_not_contributed_to_again() -> None:
+    """A newer one was held in memory when the device stopped: what is fetched then is no news."""
+    done = Progress(contributed_version=50, trained_revision=6, contributed_revision=6)
+    session = with_table(40, held=a_head(50), progress=done, last_seq=9)
+    interactions(session, 6)
+    assert online(session, a_head(50)).activity is Activity.FETCHING
+    assert session.table_ready(a_head(50), NOW) == []
+    assert session.progress == done
+
+
+def test_table_older_than_the_one_held_before_a_restart_is_contributed_to() -> None:
+    """The stored table is older still; the aggregator was set back nevertheless."""
+    done = Progress(contributed_version=44, trained_revision=6, contributed_revision=6)
+    session = with_table(40, held=a_head(45), progress=done)
+    interactions(session, 6)
+    assert online(session, a_head(44)).activity is Activity.FETCHING
+    [train] = session.table_ready(a_head(44), NOW)
+    assert isinstance(train, Train)
+    assert train.progress.contributed_version == 44
 
 
 # -- passes ----------------------------------------------------------------------------------------

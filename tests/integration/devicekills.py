@@ -108,7 +108,7 @@ def kill_a_device(directory: Path, *, seed: int, kills: int) -> Outcome:
         fleet.aggregator.start()
         recorder.call(device.name)
         for number in range(1, kills + 1):
-            when[_kill_once(device, recorder, rng)] += 1
+            when[_kill_once(directories, device, recorder, rng)] += 1
             device.kill()
             broken += [f"after kill {number}: {each}" for each in everything_holds(directories, recorder)]
         device.start()
@@ -123,8 +123,9 @@ def kill_a_device(directory: Path, *, seed: int, kills: int) -> Outcome:
     return Outcome(title, recorder.calls, when, [looks, *ends], SETTINGS)
 
 
-def _kill_once(device: Mortal, recorder: Recorder, rng: random.Random) -> str:
+def _kill_once(directories: Directories, device: Mortal, recorder: Recorder, rng: random.Random) -> str:
     """Let the device live for a while, perhaps record, and kill something; give what was under way."""
+    directories.store_few_tables(device.name, few=rng.random() < 0.5)
     way = rng.choices(["at a random time", "at a step", "of record"], [3, 3, 2])[0]
     if way == "of record":
         if rng.random() < 0.5:

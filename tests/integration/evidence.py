@@ -40,6 +40,10 @@ CREATE TRIGGER witness_first_head AFTER INSERT ON model BEGIN
   INSERT INTO witness_heads VALUES (new.head); END;
 CREATE TRIGGER witness_head AFTER UPDATE ON model BEGIN
   INSERT INTO witness_heads VALUES (new.head); END;
+CREATE TRIGGER witness_first_held AFTER INSERT ON facts WHEN new.name = 'held_head' BEGIN
+  INSERT INTO witness_heads VALUES (new.value); END;
+CREATE TRIGGER witness_held AFTER UPDATE ON facts WHEN new.name = 'held_head' BEGIN
+  INSERT INTO witness_heads VALUES (new.value); END;
 """
 _AGGREGATOR_WITNESS = """
 CREATE TABLE witness_tables (version INTEGER NOT NULL, item_table BLOB NOT NULL);
@@ -95,7 +99,19 @@ def place_witnesses(directories: Directories) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceFacts:
-    """What one device's database holds; `made` by incarnation, which may have been drawn anew, and number."""
+    """What one device's database holds.
+
+    Attributes
+    ----------
+    made : list of (int, int, bytes)
+        Updates by incarnation, which may have been drawn anew, and number.
+    head, item_table : Head or None, bytes
+        The table that is stored.
+    held : Head or None
+        That of the newest table, which may have been in memory only.
+    heads : list of Head
+        All that ever were one of the two.
+    """
 
     interactions: list[tuple[float, str]]
     incarnation: int
@@ -106,6 +122,7 @@ class DeviceFacts:
     receipts: dict[str, int]
     head: Head | None
     item_table: bytes
+    held: Head | None
     heads: list[Head]
 
 
@@ -177,6 +194,7 @@ def device_facts(path: Path) -> DeviceFacts:
 
         facts = dict(rows("SELECT name, value FROM facts"))
         model = rows("SELECT head, item_table FROM model")
+        held = facts.get("held_head", model[0][0] if model else None)
         return DeviceFacts(
             interactions=rows("SELECT at, item FROM interactions ORDER BY id"),
             incarnation=int(facts["incarnation"]),
@@ -190,6 +208,7 @@ def device_facts(path: Path) -> DeviceFacts:
             receipts=dict(rows("SELECT verdict, count FROM receipts")),
             head=decode(model[0][0], Head) if model else None,
             item_table=model[0][1] if model else b"",
+            held=None if held is None else decode(held, Head),
             heads=[decode(head, Head) for (head,) in rows("SELECT head FROM witness_heads")],
         )
 
@@ -356,11 +375,11 @@ def _same_version(evidence: Evidence) -> Finding:
     if hashlib.sha256(evidence.newest_table).digest() != newest.sha256:
         broken.append("the aggregator's newest table does not have its SHA-256")
     for name, device in evidence.devices.items():
-        if device.head is None:
+        if device.head is None or device.held is None:
             broken.append(f"{name} has no table")
             continue
-        if (device.head.version, device.head.sha256) != (newest.number, newest.sha256):
-            broken.append(f"{name} has version {device.head.version}, SHA-256 {device.head.sha256.hex()}")
+        if (device.held.version, device.held.sha256) != (newest.number, newest.sha256):
+            broken.append(f"{name} has version {device.held.version}, SHA-256 {device.held.sha256.hex()}")
         if hashlib.sha256(device.item_table).digest() != device.head.sha256:
             broken.append(f"the table on {name} does not have its SHA-256")
     return Finding(

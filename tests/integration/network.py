@@ -39,6 +39,7 @@ from broker.protocol.messages import Chunk, Head, Plan, Receipt, Status, Update,
 from broker.protocol.topics import Filter, FleetTopics, Topic
 from broker.protocol.versions import table_bytes
 from edge.download import Download
+from edge.holding import Holding
 from edge.personal import Personal, make_update
 from edge.session import (
     Activity,
@@ -309,6 +310,8 @@ class Device(Process):
         self._incarnation = incarnation
         self._rng = np.random.default_rng(seed)
         self._spoils = spoils
+        # Half of them store what they must, and a newer table now and then.
+        self._table_writes = 0.0 if seed % 2 else 200.0 * 4 * len(ITEM_KEYS) * DIM
         self.fetched_by_steps = 0
         self.store = DeviceStore(Path(":memory:"))
         self.store.set_facts(incarnation=incarnation)
@@ -318,6 +321,7 @@ class Device(Process):
         """Start the process."""
         remembered = self.store.remembered()
         self.session = Session(remembered, self._rng.random)
+        self.holding = Holding(self.store, self._table_writes)
         self.training: Train | None = None
         self._download: Download | None = None
         self._notice_interactions(now)
@@ -363,7 +367,7 @@ class Device(Process):
 
     def finish_pass(self, now: float) -> None:
         """End the local pass that runs."""
-        command, model = self.training, self.store.model()
+        command, model = self.training, self.holding.model
         assert command is not None
         assert model is not None, "a pass without a table"
         self.training = None
@@ -397,7 +401,7 @@ class Device(Process):
                     self._publish(TOPICS.status(self.name), self._status(), retain=True)
                 case Fetch(head, catalogue, steps):
                     self._end_download()
-                    model = self.store.model()
+                    model = self.holding.model
                     base = None if model is None else model.table
                     self._download = Download(head, catalogue=catalogue, steps=steps, base=base)
                     self.fetched_by_steps += bool(self._download.steps)
@@ -436,7 +440,7 @@ class Device(Process):
         table, item_keys = download.result()
         assert table_bytes(table) == self._witness.tables[download.head.version], "tables are bit-identical"
         self.step()
-        self.store.replace_model(download.head, table, item_keys)
+        self.holding.hold(download.head, table, item_keys, now)
         self.step()
         self._notice_interactions(now)
         self.carry_out(self.session.table_ready(download.head, now), now)
@@ -775,12 +779,14 @@ class World:
         for device in self.devices:
             assert device.session.activity is Activity.IDLE
             assert device.store.outbox_size() == 0
-            model = device.store.model()
+            model = device.holding.model
             assert model is not None
             assert model.head.version == device.session.version == newest
             assert table_bytes(model.table) == table_bytes(self.aggregator.core.table)
             remembered = device.store.remembered()
             assert remembered.progress == device.session.progress, "a restart would change what is next"
+            assert remembered.held is not None
+            assert remembered.held.sha256 == model.head.sha256, "a restart would take the table for news"
             answered = sum(device.store.receipts().values())
             assert answered == remembered.last_seq, "a number was left out"
         ledger = self.aggregator.ledger()

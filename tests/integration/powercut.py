@@ -60,6 +60,7 @@ class State:
     accepted: int = 0
     withdrawn: int = 0
     version: int | None = None
+    held: int | None = None
     forgotten: frozenset[str] = frozenset()
 
     def after(self, step: Step) -> "State":
@@ -76,7 +77,9 @@ class State:
             case "settle":
                 return replace(self, outbox=None, accepted=self.accepted + 1)
             case "table":
-                return replace(self, version=step.number)
+                return replace(self, version=step.number, held=step.number)
+            case "hold":
+                return replace(self, held=step.number)
             case "forget" if step.items[0] in self.items:
                 return replace(
                     self,
@@ -113,6 +116,7 @@ def found_in(store: DeviceStore) -> State:
         accepted=store.receipts().get("accepted", 0),
         withdrawn=store.withdrawn(),
         version=None if head is None else head.version,
+        held=None if remembered.held is None else remembered.held.version,
     )
 
 

@@ -6,6 +6,7 @@ started here are ever ended, each by its own id.
 
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -257,6 +258,14 @@ class Directories:
         for name in settings.names:
             where = ["--dir", str(self.device(name)), "--device-id", name, "--fleet", FLEET]
             run_to_end(command_path("edge-client"), "init", *where, "--broker", f"mqtt://{HOST}:1883")
+        for name in settings.names[1::2]:
+            self.store_few_tables(name)
+
+    def store_few_tables(self, device: str, *, few: bool = True) -> None:
+        """Let a device hold newer tables in memory only, from its next start; or let it store each."""
+        config = self.device(device) / "config.toml"
+        entry = f"table_writes_mb = {1e-9 if few else 0.0}"
+        config.write_text(re.sub("(?m)^#? *table_writes_mb = .*$", entry, config.read_text()))
 
     def copy_to(self, path: Path) -> "Directories":
         """Give a copy: the same fleet at the same moment."""

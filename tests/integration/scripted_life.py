@@ -25,7 +25,7 @@ from edge.store import DeviceStore
 from tests.edge.builders import a_head, a_personal_state, a_table
 
 Kind: TypeAlias = Literal[
-    "init", "record", "visit", "pass", "sending", "settle", "table", "forget", "compact"
+    "init", "record", "visit", "pass", "sending", "settle", "table", "hold", "forget", "compact"
 ]
 _WEIGHTS: dict[Kind, int] = {
     "record": 6,
@@ -34,6 +34,7 @@ _WEIGHTS: dict[Kind, int] = {
     "sending": 3,
     "settle": 4,
     "table": 2,
+    "hold": 2,
     "forget": 1,
     "compact": 1,
 }
@@ -73,7 +74,7 @@ def steps(seed: int, count: int) -> list[Step]:
             case "sending" | "settle" if waiting:
                 waiting = kind == "sending"
                 life.append(Step(kind, number=made))
-            case "table":
+            case "table" | "hold":
                 version += 1
                 life.append(Step(kind, number=version))
             case "forget" if alive:
@@ -103,6 +104,8 @@ def take(store: DeviceStore, step: Step) -> None:
             table = a_table(len(ITEM_KEYS), DIM, seed=step.number)
             head = a_head(step.number, table=table, item_keys=ITEM_KEYS)
             store.replace_model(head, table, ITEM_KEYS if step.number == 1 else None)
+        case "hold":
+            store.hold(a_head(step.number, table=a_table(len(ITEM_KEYS), DIM), item_keys=ITEM_KEYS))
         case "forget":
             store.forget(Selection(items=step.items))
             store.scrub()

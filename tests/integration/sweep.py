@@ -234,9 +234,10 @@ def _device_at_rest(path: Path, version: int) -> bool:
         [(waiting,)] = database.execute("SELECT count(*) FROM outbox")
         passes = database.execute("SELECT value FROM facts WHERE name = 'idle_passes'").fetchall()
         head = database.execute("SELECT head FROM model").fetchall()
+        held = database.execute("SELECT value FROM facts WHERE name = 'held_head'").fetchall()
     if waiting or not passes or passes[0][0] < PASSES or not head:
         return False
-    return decode(head[0][0], Head).version == version
+    return decode((held or head)[0][0], Head).version == version
 
 
 def _connections(fleet: Fleet) -> dict[str, int]:
