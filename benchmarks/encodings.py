@@ -7,13 +7,15 @@ Each run is an ``edge-fleet simulate``; runs differ in ``--encoding`` and ``--se
 encodings meet the same draws. Figures are of all users' own views in the round that validates best;
 differences are to float32, with a 95 % interval over users. The mean of the bytes is over the whole run, the
 median over one more pass of every user, from the table that the run leaves. With ``--out`` the folders are
-kept, and those that are there already are not run again.
+kept, and those that are there already are not run again. An encoding's name may be followed by a slash and a
+`step_encoding`, as ``int8/int8``: then all runs are devices' own sessions, which takes longer.
 """
 
 import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,20 +35,28 @@ from trainer.params import ScoreFunction
 EXACT = "float32"
 
 
-def run(out: Path, options: argparse.Namespace, encoding: str, seed: int) -> dict[str, float]:
-    """Simulate a fleet; give its summary's figures of bytes and seconds."""
+def run(out: Path, options: argparse.Namespace, name: str, seed: int) -> dict[str, float]:
+    """Simulate a fleet; give its summary's figures of bytes and rounds."""
+    encoding, _, step = name.partition("/")
     command = [sys.executable, "-c", "from edge.fleet.cli import main; main()", "simulate", "--json"]
     command += ["--data", options.data, "--preset", options.preset, "--protocol", options.protocol]
     command += ["--seed", str(seed), "--encoding", encoding, "--out", str(out), "--save-users"]
     command += ["--rounds", str(options.rounds)] if options.rounds else []
+    if "/" in options.encodings:
+        command += ["--server", f"step_encoding={step or EXACT}", "--server", "strategy=fedavg"]
     if not (out / "summary.json").exists():
         subprocess.run([*command, "--overwrite"], capture_output=True, text=True, check=True)
     summary = json.loads((out / "summary.json").read_text())
-    return {"mean": summary["bytes_up_per_update"], "rounds": summary["rounds"]}
+    return {
+        "mean": summary["bytes_up_per_update"],
+        "down": summary["bytes_down_per_device_round"],
+        "rounds": summary["rounds"],
+    }
 
 
-def median_bytes(out: Path, options: argparse.Namespace, encoding: str, seed: int) -> float:
+def median_bytes(out: Path, options: argparse.Namespace, name: str, seed: int) -> float:
     """Give the median size of the update that every user would send next."""
+    encoding = name.partition("/")[0]
     scenario = load_scenario(options.data, options.protocol, seed)
     preset = load_preset(options.preset, "pfedrec", {})
     hyperparameters = preset.hyperparameters(scenario.data.n_items)
@@ -72,6 +82,11 @@ def ranks(out: Path) -> NDArray[np.int32]:
     return own
 
 
+def mean(figures: Sequence[Mapping[str, float]], name: str) -> float:
+    """Give a figure's mean over the seeds."""
+    return float(np.mean([each[name] for each in figures]))
+
+
 def main() -> None:
     """Run all, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -86,24 +101,29 @@ def main() -> None:
     options = parser.parse_args()
     seeds = [int(seed) for seed in options.seeds.split(",")]
     names = [EXACT, *options.encodings.split(",")]
-    print(f"{'encoding':<14} median B  mean B     HR@10  Δ HR@10, points          NDCG@10  Δ NDCG@10, points")
+    print(f"{'encoding':<14} median B  mean B  B down     HR@10  Δ, points               NDCG@10  Δ, points")
     with TemporaryDirectory() as temporary, ThreadPoolExecutor(options.jobs) as pool:
-        folder = options.out or temporary
+        folder = options.out or Path(temporary)
+
+        def folder_of(name: str, seed: int) -> Path:
+            return folder / f"{name.replace('/', '-step-')}-{seed}"
+
         running = {
-            (name, seed): pool.submit(run, Path(folder, f"{name}-{seed}"), options, name, seed)
+            (name, seed): pool.submit(run, folder_of(name, seed), options, name, seed)
             for name in names
             for seed in seeds
         }
         for name in names:
-            means = [running[name, seed].result()["mean"] for seed in seeds]
-            rounds = running[name, seeds[0]].result()["rounds"]
+            figures = [running[name, seed].result() for seed in seeds]
+            rounds = figures[0]["rounds"]
             for seed in seeds:
                 running[EXACT, seed].result()
-            medians = [median_bytes(Path(folder, f"{name}-{seed}"), options, name, seed) for seed in seeds]
-            line = f"{name:<14} {np.mean(medians):8.0f} {np.mean(means):7.0f}"
+            medians = [median_bytes(folder_of(name, seed), options, name, seed) for seed in seeds]
+            line = f"{name:<14} {np.mean(medians):8.0f}"
+            line += f" {mean(figures, 'mean'):7.0f} {mean(figures, 'down'):7.0f}"
             for figure in ("hr", "ndcg"):
-                own = [gains(ranks(Path(folder, f"{name}-{seed}")), figure, 10) for seed in seeds]
-                exact = [gains(ranks(Path(folder, f"{EXACT}-{seed}")), figure, 10) for seed in seeds]
+                own = [gains(ranks(folder_of(name, seed)), figure, 10) for seed in seeds]
+                exact = [gains(ranks(folder_of(EXACT, seed)), figure, 10) for seed in seeds]
                 found = difference(
                     [mine - other for mine, other in zip(own, exact, strict=True)], same_users=True
                 )

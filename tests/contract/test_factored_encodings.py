@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from broker.errors import EncodingError
 from broker.protocol import wire
 from broker.protocol.encodings import ENCODINGS, Encoding, FactoredChange, SparseChange
+from broker.protocol.encodings.factored import MOST_BATCHES_OF_A_ROW
 from broker.protocol.encodings.gaps import packed, unpacked
 from broker.protocol.messages import MAX_REASON_BYTES, Update, decode, encode
 
@@ -209,20 +210,44 @@ def test_counts_that_do_not_fit_are_refused_before_room_is_made(
     assert text == f"values has 60 values; expected {sum(counts)}"
 
 
+def a_row_in_many_batches(encoding: Encoding, count: int) -> dict[str, Any]:
+    """Give the body of an update that moves row 7 so often."""
+    values = np.int8 if encoding.name == "factored-int8" else np.float32
+    body: dict[str, Any] = {
+        "counts": np.ones(count, np.uint32),
+        "gaps": np.full(count, 7, np.int8),
+        "values": np.ones(count, values),
+        "directions": np.ones(count * DIM, values),
+    }
+    return body | ({"scales": np.ones(count, np.float32)} if encoding.name == "factored-int8" else {})
+
+
 @every_factored
 def test_row_in_too_many_mini_batches_is_refused(encoding: Encoding) -> None:
-    """More than the table is wide: their sum costs the reader more than the row itself."""
-    body: dict[str, Any] = {
-        "counts": np.ones(DIM + 1, np.uint32),
-        "gaps": np.full(DIM + 1, 7, np.int8),
-        "scales": np.ones(DIM + 1, np.float32),
-        "values": np.ones(DIM + 1, np.int8 if encoding.name == "factored-int8" else np.float32),
-        "directions": np.ones((DIM + 1) * DIM, np.int8 if encoding.name == "factored-int8" else np.float32),
-    }
-    if encoding.name == "factored":
-        del body["scales"]
+    """They would cost the reader far more than the sender."""
+    most = a_row_in_many_batches(encoding, MOST_BATCHES_OF_A_ROW)
+    assert encoding.decode(most, N_ITEMS, DIM).change.tolist() == [[64.0] * DIM]
 
-    assert refusal(encoding, body) == f"a row in {DIM + 1} mini-batches; at most {DIM} are allowed"
+    text = refusal(encoding, a_row_in_many_batches(encoding, MOST_BATCHES_OF_A_ROW + 1))
+    assert text == "a row in 65 mini-batches; at most 64 are allowed"
+
+
+@every_factored
+def test_pass_with_a_row_in_too_many_mini_batches_is_sent_by_rows(encoding: Encoding) -> None:
+    """The reader refuses nothing that a device may send."""
+    rng = np.random.default_rng(9)
+    batch_of = np.arange(N_ITEMS) % (MOST_BATCHES_OF_A_ROW + 1)
+    coefficients = (batch_of == np.arange(MOST_BATCHES_OF_A_ROW + 1)[:, None]).astype(np.float32)
+    directions = rng.standard_normal((MOST_BATCHES_OF_A_ROW + 1, DIM), dtype=np.float32)
+    change = FactoredChange(rows=np.arange(N_ITEMS), coefficients=coefficients, directions=directions)
+    assert encoding.encode(change)["counts"].size == MOST_BATCHES_OF_A_ROW + 1
+    coefficients[:, 0] = 1.0
+
+    body = encoding.encode(change)
+
+    assert body["counts"].tolist() == [1] * N_ITEMS
+    found = encoding.decode(body, N_ITEMS, DIM)
+    np.testing.assert_allclose(found.change, exact(change), atol=np.abs(found.change).max() / 200)
 
 
 @every_factored

@@ -41,6 +41,8 @@ from trainer.params import Floats, Rows
 
 _LEVELS = np.float32(127.0)
 _COUNT_BYTES = 4
+MOST_BATCHES_OF_A_ROW = 64
+"""What bounds a reader's work by the table's size, not by the message's; a pass has few rows in several."""
 _MOST_DECODED = np.float32(2e30)
 """Rounding factors can carry a change a little beyond what may be encoded."""
 
@@ -135,7 +137,7 @@ class Factored:
 
 
 def _by_batches(change: FactoredChange) -> _Factors | None:
-    """Give the change's own factors; nothing if what they add up to may be out of bounds."""
+    """Give the change's own factors; nothing if a reader might refuse them."""
     directions = change.directions
     largest = np.take_along_axis(directions, np.abs(directions).argmax(axis=1)[:, None], axis=1)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -148,6 +150,8 @@ def _by_batches(change: FactoredChange) -> _Factors | None:
     touched = values != 0.0
     # A row that no mini-batch moved is sent nevertheless, with a zero.
     touched[0] |= ~touched.any(axis=0)
+    if np.count_nonzero(touched, axis=0).max() > MOST_BATCHES_OF_A_ROW:
+        return None
     counts = np.count_nonzero(touched, axis=1)
     used = counts > 0
     unit = directions / np.where(short, np.float32(1.0), largest)
@@ -195,16 +199,19 @@ def _product(rows: Rows, counts: Rows, values: Floats, directions: Floats) -> Sp
     position = first.cumsum() - 1
     turn = np.arange(rows.size) - starts[position]
     turns = int(turn.max()) + 1
-    if turns > directions.shape[1]:
-        raise EncodingError(f"a row in {turns} mini-batches; at most {directions.shape[1]} are allowed")
+    if turns > MOST_BATCHES_OF_A_ROW:
+        raise EncodingError(f"a row in {turns} mini-batches; at most {MOST_BATCHES_OF_A_ROW} are allowed")
     with np.errstate(over="ignore", invalid="ignore"):
         place = order[starts]
-        change: Floats = values[place, None] * directions[batch[place]]
+        change: Floats = directions[batch[place]]
+        # In place: on a large table the change is the largest thing here.
+        change *= values[place, None]
         for number in range(1, turns):
             now = turn == number
             place = order[now]
             change[position[now]] += values[place, None] * directions[batch[place]]
-    if not (np.abs(change) <= _MOST_DECODED).all():
+    # Comparing is False for NaN, which a maximum passes on.
+    if not (change.max() <= _MOST_DECODED and change.min() >= -_MOST_DECODED):
         raise EncodingError("values times directions has a value that is not finite or beyond 2e30")
     return SparseChange(rows=ascending[starts], change=change)
 
