@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -139,7 +139,7 @@ class TfliteScorer:
     """
 
     def __init__(self) -> None:
-        self._interpreter = _first_working_interpreter()
+        self._interpreter = _first_working_interpreter(read_model)
         # By their names in the signature: the order of the inputs in the file is the converter's own.
         signature = self._interpreter.get_signature_runner()
         self._input = {name: tensor["index"] for name, tensor in signature.get_input_details().items()}
@@ -342,12 +342,23 @@ def _known_obstacle(package: str) -> str | None:
     return None
 
 
-def _first_working_interpreter() -> Any:
+def open_interpreter(model: bytes) -> Any:
+    """Give a TFLite interpreter of any model, which the caller has checked: for tools that compare models.
+
+    Raises
+    ------
+    TfliteUnavailableError
+        When no runtime is installed, or none takes the model.
+    """
+    return _first_working_interpreter(lambda: model)
+
+
+def _first_working_interpreter(read: Callable[[], bytes]) -> Any:
     obstacles = []
     for package in _RUNTIMES:
         obstacle = _known_obstacle(package)
         if obstacle is None:
-            model = read_model()
+            model = read()
             try:
                 return _interpreter(package, model)
             except _RUNTIME_FAILURES as error:

@@ -8,8 +8,8 @@ import click
 
 from broker.commandline import echo_facts, echo_json, run, say
 from broker.errors import InputError
-from broker.storage import write_atomically
-from firmware_tools import measuring
+from broker.storage import read_file, write_atomically
+from firmware_tools import inspection, measuring
 from firmware_tools.c_export import (
     QUANTISATIONS,
     Exported,
@@ -19,7 +19,7 @@ from firmware_tools.c_export import (
     read_table,
     read_users,
 )
-from firmware_tools.convert import build_scorer
+from firmware_tools.convert import CONVERSIONS, Conversion, build_baked, build_scorer
 from firmware_tools.targets import TARGETS
 
 
@@ -42,26 +42,130 @@ def cli() -> None:
     metavar="FILE",
     help="Where to write the model.",
 )
+@click.option(
+    "--model",
+    "model_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="A model.npz whose item table is baked in.  [default: items are an input]",
+)
+@click.option(
+    "--quant",
+    default="float32",
+    show_default=True,
+    type=click.Choice(CONVERSIONS),
+    help="How a baked table is kept; int8: inputs and outputs too.",
+)
+@click.option(
+    "--users",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="A users.npz: the score functions that --quant int8 chooses its scales by.",
+)
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
-def build(*, out: Path, force: bool, as_json: bool) -> None:
-    """Build the TFLite model that scores a catalogue.
+def build(
+    *,
+    out: Path,
+    model_file: Path | None,
+    quant: Conversion,
+    users: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Build a TFLite model that scores a catalogue.
 
-    The same TensorFlow release gives the same bytes. One file serves every catalogue and every user.
+    Without --model it is the one that devices run: one file serves every catalogue and every user. With it
+    the item table is baked in. The same TensorFlow release gives the same bytes.
 
     \b
     Example:
       firmware-tools build --out scorer.tflite
+      firmware-tools build --model model.npz --users users.npz --quant int8 --out scorer-int8.tflite
     """
     if out.exists() and not force:
-        raise InputError(f"{out} exists and was left as it is; give --force to replace it")
-    model = build_scorer()
+        raise InputError(f"{out} exists and was left as it was; give --force to replace it")
+    if model_file is None:
+        if quant != "float32":
+            raise InputError(f"--quant {quant} keeps a table in the model; give one with --model")
+        model = build_scorer()
+    else:
+        table = read_table(model_file)
+        if quant == "int8" and users is None:
+            raise InputError("--quant int8 chooses scales by real score functions; give --users users.npz")
+        start = None if users is None else read_users(users, table.shape[1])
+        model = build_baked(table, quant, start)
     write_atomically(out, model)
     facts = {"file": str(out), "bytes": len(model), "sha256": hashlib.sha256(model).hexdigest()}
     if as_json:
         echo_json(facts)
     else:
         echo_facts(facts)
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
+def inspect(*, file: Path, as_json: bool) -> None:
+    """Tell what is in FILE: a TFLite model, or the model.pfr of an export.
+
+    Tensors, quantisation, operators, sizes, and an estimate of the arena. Needs no TensorFlow.
+
+    \b
+    Example:
+      firmware-tools inspect scorer.tflite
+    """
+    content = read_file(file)
+    facts, lines = inspection.facts_of(content), inspection.lines_of(content)
+    if as_json:
+        echo_json(facts)
+    else:
+        echo_facts(lines)
+
+
+@cli.command()
+@click.option(
+    "--run",
+    "run_folder",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="The folder of edge-fleet simulate --save-users.",
+)
+@click.option(
+    "--tflite",
+    "tflite_files",
+    multiple=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="A model with the table baked in, to rank beside the others; may be given several times.",
+)
+@click.option(
+    "--max-loss",
+    default=0.5,
+    show_default=True,
+    type=click.FloatRange(0.0, 100.0),
+    help="Points of HR@10 that the C core's integers may cost.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
+def verify(*, run_folder: Path, tflite_files: tuple[Path, ...], max_loss: float, as_json: bool) -> None:
+    """Show that numpy, TFLite and the C core score alike, and what 8 bits cost real users.
+
+    Ranks every user's held-out item of the run among its 99 negatives, in the user's own view; and compares
+    the ten best of the catalogue. Code 50 when programs differ by more than 1e-6, or integers cost too much.
+
+    \b
+    Example:
+      firmware-tools verify --run runs/films
+    """
+    from firmware_tools import verification
+
+    verdict = verification.verify(run_folder, {str(file): read_file(file) for file in tflite_files})
+    if as_json:
+        echo_json(verdict.facts)
+    else:
+        echo_facts(verdict.lines)
+    verdict.require(max_loss)
 
 
 @cli.command(name="export-c")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -15,7 +16,10 @@ from broker.errors import InputError, MissingExtraError
 from broker.exit_codes import ExitCode
 from edge.scorer import read_model
 from firmware_tools.cli import cli
-from firmware_tools.convert import build_scorer
+from firmware_tools.convert import CONVERSIONS, Conversion, build_baked, build_scorer
+from firmware_tools.flatbuffer import read_graph
+from tests.firmware_tools.baked import baked, baked_table, baked_users
+from trainer.errors import ParameterError
 
 needs_tensorflow = pytest.mark.skipif(
     importlib.util.find_spec("tensorflow") is None,
@@ -54,6 +58,36 @@ def test_build_writes_the_shipped_file_in_silence(tmp_path: Path) -> None:
     assert out.read_bytes() == read_model()
     assert hashlib.sha256(read_model()).hexdigest() in done.stdout
     assert done.stderr == ""
+
+
+@pytest.mark.tensorflow
+@needs_tensorflow
+@pytest.mark.parametrize("conversion", CONVERSIONS)
+def test_baked_model_is_the_same_every_time_and_the_kept_one_runs(conversion: Conversion) -> None:
+    """Of each kind; what tests without TensorFlow read was built like this."""
+    table, users = baked_table(), baked_users()
+    model = build_baked(table, conversion, users)
+    assert model == build_baked(table, conversion, users)
+    kept, built = read_graph(baked(conversion)), read_graph(model)
+    assert [tensor.type for tensor in built.tensors] == [tensor.type for tensor in kept.tensors]
+
+
+@pytest.mark.tensorflow
+@needs_tensorflow
+def test_int8_without_users_is_refused() -> None:
+    """There is nothing to choose its scales by."""
+    with pytest.raises(ParameterError, match="users"):
+        build_baked(baked_table(), "int8")
+
+
+def test_build_of_a_quantised_model_needs_a_table_and_int8_needs_users(tmp_path: Path) -> None:
+    """Said before TensorFlow is looked for."""
+    np.savez(tmp_path / "model.npz", E=baked_table())
+    out = ("--out", str(tmp_path / "x.tflite"))
+    without_table = CliRunner().invoke(cli, ["build", *out, "--quant", "float16"]).exception
+    assert "--model" in str(without_table)
+    options = ("--model", str(tmp_path / "model.npz"), "--quant", "int8")
+    assert "--users" in str(CliRunner().invoke(cli, ["build", *out, *options]).exception)
 
 
 def test_build_scorer_without_tensorflow_is_a_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:

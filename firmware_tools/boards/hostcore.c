@@ -1,0 +1,24 @@
+/* The core for verify: whole catalogues at once, called from Python. */
+#include "pfedrec/pfedrec.h"
+
+void host_logits(const float *table, uint32_t rows, uint32_t dim, const float *w, float b, float *logits);
+void host_integer_scores(const int8_t *values, const uint16_t *multipliers, float unit, uint32_t rows, uint32_t dim,
+                         const float *w, int32_t *scores);
+
+void host_logits(const float *table, uint32_t rows, uint32_t dim, const float *w, float b, float *logits)
+{
+    const pfr_table whole = {PFR_FLOAT32, rows, dim, table, NULL, NULL, 0.0F};
+    (void)pfr_logits(&whole, w, b, logits);
+}
+
+void host_integer_scores(const int8_t *values, const uint16_t *multipliers, float unit, uint32_t rows, uint32_t dim,
+                         const float *w, int32_t *scores)
+{
+    const pfr_table whole = {PFR_INT8, rows, dim, NULL, values, multipliers, unit};
+    int16_t vector[PFR_MAX_DIM];
+    float scale;
+    (void)pfr_quantise_vector(w, dim, vector, &scale);
+    for (uint32_t row = 0U; row < rows; row++) {
+        scores[row] = pfr_integer_score(&whole, row, vector);
+    }
+}
