@@ -259,6 +259,18 @@ def sync_directory(path: Path) -> None:
             os.close(handle)
 
 
+def make_private(path: Path) -> None:
+    """Make a file that only this user can read where there is none; SQLite's own would be for all.
+
+    Raises
+    ------
+    DiskFullError, NotWritableError
+    """
+    if str(path) != ":memory:" and not path.exists():
+        with named_failures(path):
+            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+
+
 def connect_sqlite(path: Path) -> sqlite3.Connection:
     """Open a database in WAL mode with full durability; transactions are begun by hand.
 

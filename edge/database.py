@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from broker.errors import CorruptError, NewerVersionError
-from broker.storage import connect_sqlite, named_failures
+from broker.storage import connect_sqlite, make_private, named_failures
 
 _FIRST_LIGHT = (
     # Ids are never given twice, so that the newest id tells the state of the interactions.
@@ -67,7 +67,7 @@ class Database:
         self._held = held
         try:
             with self._named():
-                _make_private(path)
+                make_private(path)
                 self._connection = connect_sqlite(path)
         except BaseException:
             self._release()
@@ -160,9 +160,3 @@ class Database:
             f"{self._path} is damaged: {what}; edge-client start --dir {self._path.parent} puts it aside and "
             "keeps what can be read"
         )
-
-
-def _make_private(path: Path) -> None:
-    """Make a file that only this user can read where there is none; SQLite's own would be for all."""
-    if str(path) != ":memory:" and not path.exists():
-        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))

@@ -17,7 +17,7 @@ from broker.aggregator.config import OWN_BROKERS, AggregatorConfig
 from broker.aggregator.devicecommand import DEVICE_DAYS, device, keys
 from broker.aggregator.itemscommand import items
 from broker.aggregator.options import DIRECTORY, JSON
-from broker.commandline import Duration, Identifier, echo_facts, echo_json, run, say
+from broker.commandline import Duration, Identifier, echo_facts, echo_json, report, run, say
 from broker.embedded import choose_broker, own_broker
 from broker.errors import ConfigError
 from broker.protocol.encodings import ENCODINGS
@@ -205,6 +205,8 @@ def start(directory: Path, broker: str | None, port: int | None, log_format: str
     ):
         admission, lists = Admission(config.admission), FollowedLists(directory)
         lists.follow(admission)
+        if config.broker not in OWN_BROKERS and not config.secure:
+            _try_out(address, config.fleet)
         watch = None if config.metrics_port == 0 else _metrics(config, directory)
 
         def serve(store: "SqlStore") -> None:
@@ -234,6 +236,22 @@ def start(directory: Path, broker: str | None, port: int | None, log_format: str
         finally:
             service.end()
     say("stopped")
+
+
+def _try_out(address: BrokerAddress, fleet: str) -> None:
+    """Say, once it is known, what somebody else's broker does not do that a fleet needs."""
+    from broker.aggregator.trial import Trial
+    from broker.errand import Errand
+    from broker.findings import Level
+    from broker.protocol.topics import FleetTopics
+
+    def work() -> None:
+        for each in Trial(address, FleetTopics(fleet)).findings():
+            # That it is not there, the connection says by itself.
+            if each.level is Level.PROBLEM and each.check != "broker":
+                say(f"the broker {address}: {each.found}; do: {each.remedy}")
+
+    Errand(work)
 
 
 def _authority(config: AggregatorConfig, directory: Path) -> "Authority | None":
@@ -380,6 +398,26 @@ def rounds(directory: Path, limit: int, *, as_json: bool) -> None:
             f"{_quality_of(record)}"
         )
         click.echo(line.rstrip())
+
+
+@cli.command()
+@DIRECTORY
+@JSON
+@click.option("--broker", help="auto, mosquitto, embedded, or mqtt://HOST:PORT.  [default: as configured]")
+@click.option("--port", type=int, help="Of our own broker.  [default: as configured]")
+def doctor(directory: Path, broker: str | None, port: int | None, *, as_json: bool) -> None:
+    """Look for what keeps the fleet from working well, and say what to do about it.
+
+    The broker is tried out on topics of its own. Ends with 0 when nothing must be done, and with 50 when
+    something must.
+
+    \b
+    Example:
+      edge-aggregator doctor --dir shop
+    """
+    from broker.aggregator.doctor import examine
+
+    report(examine(directory, os.environ, datetime.now(UTC), broker=broker, port=port), as_json=as_json)
 
 
 def _unit_of(directory: Path, user: str | None) -> "Unit":

@@ -72,7 +72,7 @@ def access_rules(authority: Authority) -> str:
     names = sorted({entry.name for entry in authority.entries if entry.kind == "aggregator"})
     lines: list[str] = []
     for name in names:
-        lines += [f"user aggregator:{name}", f"topic readwrite {ROOT}/{authority.fleet}/#", ""]
+        lines += [f"user aggregator:{name}", f"topic readwrite {fleet.everything}", ""]
     own = f"{ROOT}/{authority.fleet}/device/%u"
     lines += [f"pattern write {own}/{kind}" for kind in ("status", "update", "quality")]
     lines.append(f"pattern read {own}/receipt")

@@ -93,6 +93,15 @@ class FleetTopics:
         """A device's updates."""
         return Topic(f"{ROOT}/{self.fleet}/device/{checked_id(device, 'the device id')}/update")
 
+    @property
+    def everything(self) -> Filter:
+        """All topics of the fleet."""
+        return Filter(f"{ROOT}/{self.fleet}/#")
+
+    def trial(self, token: str, name: str) -> Topic:
+        """What nobody but `broker.aggregator.trial` uses."""
+        return Topic(f"{ROOT}/{self.fleet}/trial/{token}/{name}")
+
     def receipt(self, device: str) -> Topic:
         """Answers to a device's updates."""
         return Topic(f"{ROOT}/{self.fleet}/device/{checked_id(device, 'the device id')}/receipt")

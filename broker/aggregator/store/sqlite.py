@@ -10,7 +10,7 @@ from sqlalchemy.pool import StaticPool
 from broker.aggregator.store.interface import KEEP_VERSIONS
 from broker.aggregator.store.schema import JOURNAL
 from broker.aggregator.store.sql import SqlStore
-from broker.storage import connect_sqlite, named_failures
+from broker.storage import connect_sqlite, make_private, named_failures
 
 
 class SqliteStore(SqlStore):
@@ -24,6 +24,7 @@ class SqliteStore(SqlStore):
 
     def __init__(self, path: Path, keep_versions: int = KEEP_VERSIONS) -> None:
         self._path = path
+        make_private(path)  # what devices sent is nobody else's
         engine = create_engine("sqlite://", creator=lambda: connect_sqlite(path), poolclass=StaticPool)
         event.listen(engine, "begin", _begin)
         super().__init__(engine, str(path), keep_versions)

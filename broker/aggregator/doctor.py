@@ -1,0 +1,165 @@
+"""Looks at an aggregator and its surroundings for ``edge-aggregator doctor``. It changes nothing."""
+
+import shutil
+import sqlite3
+import sys
+from collections.abc import Mapping
+from contextlib import closing
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as package_version
+from pathlib import Path
+
+from broker.address import BrokerAddress
+from broker.aggregator.config import OWN_BROKERS, AggregatorConfig
+from broker.aggregator.directory import CONFIG_NAME, DATABASE_NAME, is_served, load_config, open_store
+from broker.aggregator.examination import ledger_agrees
+from broker.aggregator.security import AUTHORITY_NAME
+from broker.aggregator.trial import Trial
+from broker.authority.authority import Authority
+from broker.errors import ConfigError, FileUnreadableError, PFedRecError
+from broker.findings import Finding, note, ok, problem, unchecked
+from broker.protocol.topics import FleetTopics
+from broker.tls import certificate_facts
+
+_MB = 1e6
+_LEAST_FREE_MB, _GOOD_FREE_MB = 20.0, 1_000.0
+_RENEW_DAYS = 30
+_PACKAGES = ("pfedrec-edge", "numpy", "paho-mqtt", "SQLAlchemy")
+
+
+def examine(directory: Path, environment: Mapping[str, str], now: datetime, **flags: object) -> list[Finding]:
+    """Make every check, whatever the others say.
+
+    Parameters
+    ----------
+    now : datetime
+        With its time zone.
+    flags : object
+        Settings that were given to the command.
+
+    Raises
+    ------
+    NotInitialisedError
+        When there is no aggregator in the directory.
+    """
+    try:
+        config = load_config(directory, environment, **flags)
+    except (ConfigError, FileUnreadableError) as error:
+        return [_versions(None), problem("settings", str(error), "correct what the sentence names")]
+    served, store = _store(directory, config)
+    return [
+        _versions(config),
+        ok("settings", f"fleet {config.fleet}, strategy {config.strategy}, updates as {config.encoding}"),
+        _secrets(directory),
+        _disk(directory),
+        store,
+        _certificates(directory, config, now),
+        *_broker(directory, config, served=served),
+    ]
+
+
+def address_of(directory: Path, config: AggregatorConfig) -> BrokerAddress:
+    """Give where the broker is, and what to speak TLS with.
+
+    Raises
+    ------
+    NotInitialisedError, CorruptError
+        When it is secure and its authority is missing or damaged.
+    """
+    text = config.broker
+    if text in OWN_BROKERS:
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.listen, config.listen)  # noqa: S104
+        shown = f"[{host}]" if ":" in host else host
+        text = f"mqtt{'s' * config.secure}://{shown}:{config.port}"
+    address = BrokerAddress.parse(text)
+    if config.secure:
+        address = address.with_tls(Authority(directory / AUTHORITY_NAME).aggregator_files)
+    return address
+
+
+def _versions(config: AggregatorConfig | None) -> Finding:
+    names = [*_PACKAGES, *(["psycopg"] if config is not None and config.store else [])]
+    found, missing = (
+        [f"Python {'.'.join(map(str, sys.version_info[:3]))}", f"SQLite {sqlite3.sqlite_version}"],
+        [],
+    )
+    for name in names:
+        try:
+            found.append(f"{name} {package_version(name)}")
+        except PackageNotFoundError:
+            missing.append(name)
+    if missing:
+        remedy = "install pfedrec-edge[aggregator] again, with PostgreSQL pfedrec-edge[postgres]"
+        return problem("versions", f"{', '.join(found)}; not installed: {', '.join(missing)}", remedy)
+    return ok("versions", ", ".join(found))
+
+
+def _secrets(directory: Path) -> Finding:
+    secret = [directory / CONFIG_NAME, *(directory / AUTHORITY_NAME).glob("*.key")]
+    secret += directory.glob(f"{DATABASE_NAME}*")
+    open_to_others = [path for path in secret if path.exists() and path.stat().st_mode & 0o077]
+    if open_to_others:
+        names = " ".join(str(path) for path in open_to_others)
+        return problem("permissions", f"others may read {names}", f"chmod 600 {names}")
+    return ok("permissions", "settings, store and keys are their owner's alone")
+
+
+def _disk(directory: Path) -> Finding:
+    free = shutil.disk_usage(directory).free / _MB
+    size = sum(path.stat().st_size for path in directory.glob(f"{DATABASE_NAME}*")) / _MB
+    found = f"{free:.0f} MB free, the store has {size:.1f} MB"
+    remedy = "free some space, for example old logs (journalctl --vacuum-size=200M), or lower keep_versions"
+    if free < max(_LEAST_FREE_MB, size / 10.0):
+        return problem("disk", found, remedy)
+    return note("disk", found, remedy) if free < _GOOD_FREE_MB else ok("disk", found)
+
+
+def _store(directory: Path, config: AggregatorConfig) -> tuple[bool, Finding]:
+    """Tell whether it is served, as far as can be told, and what was found of it."""
+    where = str(config.store_address.without_secrets) if config.store else DATABASE_NAME
+    try:
+        with closing(open_store(directory, config)) as store:
+            served, state = is_served(directory, store), store.load()
+            agrees = served or ledger_agrees(store)
+    except PFedRecError as error:
+        return False, problem("store", str(error), "do what the sentence says, or restore a backup")
+    found = f"{where}: version {state.version}, {len(state.seen)} devices"
+    if not agrees:
+        remedy = "edge-aggregator fsck says which version is not what its journal says"
+        return served, problem("store", f"{found}; versions count other updates than the journal", remedy)
+    return served, ok("store", f"{found}, {'served' if served else 'not served'}")
+
+
+def _certificates(directory: Path, config: AggregatorConfig, now: datetime) -> Finding:
+    if not config.secure:
+        return unchecked("certificates", "the fleet is without TLS (edge-aggregator init --secure)")
+    renew = "edge-aggregator keys renew"
+    try:
+        authority = Authority(directory / AUTHORITY_NAME)
+        paths = [authority.path / "ca.pem", authority.path / "server.pem", authority.aggregator_files.cert]
+        dates = [(path.name, certificate_facts(path)) for path in paths if path is not None]
+    except PFedRecError as error:
+        return problem("certificates", str(error), "restore the directory authority from a backup")
+    name, facts = min(dates, key=lambda each: each[1].not_after)
+    until = f"{facts.not_after:%Y-%m-%d}"
+    if now >= facts.not_after:
+        return problem("certificates", f"{name} has expired on {until}", renew)
+    if now < max(facts.not_before for _, facts in dates):
+        return problem("certificates", "a certificate is not valid yet", "set the clock")
+    if (facts.not_after - now).days < _RENEW_DAYS:
+        return note("certificates", f"{name} is valid until {until}", renew)
+    return ok("certificates", f"all are valid until {until} at least")
+
+
+def _broker(directory: Path, config: AggregatorConfig, *, served: bool) -> list[Finding]:
+    if config.broker in OWN_BROKERS and not served:
+        return [unchecked("broker", "it is our own and runs with start")]
+    if config.secure and served:
+        # A certificate's name is the client's id there: we would take the place of the one that serves.
+        return [unchecked("broker", "it knows us by our certificate, and start is there with it")]
+    try:
+        address = address_of(directory, config)
+    except PFedRecError as error:
+        return [problem("broker", str(error), "correct what the sentence names")]
+    return Trial(address, FleetTopics(config.fleet)).findings()
