@@ -166,6 +166,7 @@ def test_config_has_all_that_is_needed_to_repeat_the_run(call: Call, tmp_path: P
             "trim": 0.1,
             "server_optimiser": "none",
             "server_lr": 0.1,
+            "step_encoding": "float32",
         },
         "byzantine": 0.0,
         "attack": "sign-flip",
