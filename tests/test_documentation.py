@@ -32,7 +32,8 @@ def _commands() -> Iterator[tuple[str, click.Command]]:
 @pytest.mark.parametrize(("name", "command"), list(_commands()), ids=lambda value: str(value)[:40])
 def test_command_has_help_with_an_example(name: str, command: click.Command) -> None:
     """``--help`` of every command says what it does, shows an example, and explains every option."""
-    result = CliRunner().invoke(command, ["--help"])
+    # As within its group: a command keeps the help option that it is first asked for with.
+    result = CliRunner().invoke(command, ["--help"], help_option_names=["-h", "--help"])
 
     assert result.exit_code == 0
     assert f"  {name.split(maxsplit=1)[0]} " in result.output

@@ -1,6 +1,8 @@
 """The guard's proof: fleets on a virtual clock, half of them with a version that is poisoned.
 
     python -m tests.integration.guard --runs 20 --data ratings.dat
+    python -m tests.integration.guard --delay --data ratings.dat
+    python -m tests.integration.guard --liars
 
 A fleet trains until a version that the run's seed chooses. There the table is poisoned as its round closes:
 as by somebody who writes to the store, or as by updates that were made to harm and accepted. A run passes
@@ -8,6 +10,9 @@ when the poisoned version is found bad, and followed by one with the table of th
 passes when no version is found bad.
 
 What noise alone would do is counted, too: the clean versions' differences, with signs drawn at random.
+
+``--delay`` tells how long a fleet takes with a guard and without, in virtual time; ``--liars`` how often
+devices that lie get what they want, by differences as clean and as poisoned versions have them.
 """
 
 import argparse
@@ -142,24 +147,59 @@ class GuardedFleet(Simulation):
         table.flags.writeable = False
 
 
+def settings_of(
+    scenario: Scenario, seed: int, *, buffer: int, guard: GuardSettings, rounds: int = 1_000_000
+) -> SimulationSettings:
+    """Give a fleet as the device preset has it."""
+    preset = load_preset("device", "pfedrec", {})
+    return SimulationSettings(
+        hyperparameters=preset.hyperparameters(scenario.data.n_items),
+        taste=preset.taste(timed=scenario.data.timed),
+        buffer=buffer,
+        guard=guard,
+        dim=preset.dim,
+        scale=preset.scale,
+        rounds=rounds,
+        seed=seed,
+    )
+
+
+def seconds_taken(scenario: Scenario, guard: GuardSettings, rounds: int = 12) -> float:
+    """Give the virtual seconds of so many rounds of all users' updates."""
+    settings = settings_of(scenario, 0, buffer=32, guard=guard, rounds=rounds)
+    fleet = Simulation(scenario, settings, Evaluator(scenario, taste=settings.taste), lambda _: None)
+    fleet.run(users=False)
+    return fleet.now
+
+
+def share_found_bad(mean: float, deviation: float, liars: int, lie: float, times: int = 2_000) -> float:
+    """Give how often a version is found bad when of each 24 reports so many say `lie`, in any order."""
+    settings, rng = GuardSettings(), np.random.default_rng(0)
+    found = 0
+    for _ in range(times):
+        line = np.clip(rng.normal(mean, deviation, 2 * settings.reports), -1.0, 1.0)
+        line[: 2 * liars] = lie
+        found += _is_found_bad(rng.permutation(line.clip(-0.5, 0.5)).tolist(), settings)
+    return found / times
+
+
+def _is_found_bad(differences: list[float], settings: GuardSettings) -> bool:
+    for n in range(settings.least, len(differences) + 1):
+        if is_worse(differences[:n], settings):
+            return True
+        if n >= settings.reports and np.mean(differences[:n]) >= -settings.margin:
+            return False
+    return False
+
+
 def run(
     scenario: Scenario, seed: int, poison: str | None, *, buffer: int, reports: int, versions: int
 ) -> Trial:
-    """Make one run; its poisoned version lies in the middle of the second half."""
-    preset = load_preset("device", "pfedrec", {})
-    taste = preset.taste(timed=scenario.data.timed)
-    settings = SimulationSettings(
-        hyperparameters=preset.hyperparameters(scenario.data.n_items),
-        taste=taste,
-        buffer=buffer,
-        guard=GuardSettings(reports=reports, least=min(8, reports)),
-        dim=preset.dim,
-        scale=preset.scale,
-        rounds=1_000_000,
-        seed=seed,
+    """Make one run; its poisoned version lies in the second half."""
+    settings = settings_of(
+        scenario, seed, buffer=buffer, guard=GuardSettings(reports=reports, least=min(8, reports))
     )
-    evaluator = Evaluator(scenario, taste=taste)
-    fleet = GuardedFleet(scenario, settings, evaluator, lambda _: None)
+    fleet = GuardedFleet(scenario, settings, Evaluator(scenario, taste=settings.taste), lambda _: None)
     rng = np.random.default_rng([seed, 12])
     poisoned = None if poison is None else int(rng.integers(versions // 2, versions))
     fleet.begin(poisoned, poison or "", versions if poisoned is None else poisoned + 2, rng)
@@ -186,8 +226,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--versions", type=int, default=200)
     parser.add_argument("--buffer", type=int, default=32)
     parser.add_argument("--reports", type=int, default=24)
+    parser.add_argument("--delay", action="store_true")
+    parser.add_argument("--liars", action="store_true")
     options = parser.parse_args(arguments)
+    if options.liars:
+        for liars in range(9):
+            good, bad = share_found_bad(0.0, 0.06, liars, -1.0), share_found_bad(-0.33, 0.4, liars, 1.0)
+            print(f"{liars} of 24 lie: good versions found bad {good:.3f}, bad ones {bad:.3f}")  # noqa: T201
+        return 0
     scenario = load_scenario(options.data, "clean", 0)
+    if options.delay:
+        for guard in (GuardSettings(reports=0), GuardSettings()):
+            seconds = seconds_taken(scenario, guard)
+            print(f"{guard.reports} reports: {seconds:.0f} virtual seconds", flush=True)  # noqa: T201
+        return 0
     passed = True
     clean: list[list[float]] = []
     kinds = [*POISONS, UPDATES]

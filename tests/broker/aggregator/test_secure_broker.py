@@ -4,6 +4,7 @@ import os
 import queue
 import socket
 import ssl
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -21,7 +22,7 @@ from broker.errors import ConfigError
 from broker.probe import probe
 from broker.protocol.topics import Filter, FleetTopics, Topic
 from broker.tls import TlsFiles, certificate_facts
-from tests.brokers import HOST, require, wait_for
+from tests.brokers import HOST, PATIENCE_S, require, wait_for
 from tests.edge.running import wait_until
 
 pytestmark = [
@@ -81,7 +82,10 @@ class Client:
         try:
             wait_for(self.events, Connected)
             if self._filters:
+                subscribed = threading.Event()
+                self.link._client.on_subscribe = lambda *_: subscribed.set()
                 self.link.subscribe([Filter(each) for each in self._filters])
+                assert subscribed.wait(PATIENCE_S)
             yield self
         finally:
             self.link.stop()
