@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from broker.address import BrokerAddress
 from broker.aggregator.admission import AdmissionSettings
-from broker.aggregator.core import RoundSettings
+from broker.aggregator.decisions import RoundSettings
 from broker.aggregator.guard import GuardSettings
 from broker.aggregator.store.address import StoreAddress
 from broker.aggregator.store.interface import KEEP_VERSIONS

@@ -11,7 +11,8 @@ from typing import Literal
 
 import numpy as np
 
-from broker.aggregator.core import AggregatorCore, CloseRound, CoreState, RoundSettings
+from broker.aggregator.core import AggregatorCore
+from broker.aggregator.decisions import CloseRound, CoreState, RoundSettings
 from broker.aggregator.store.interface import AggregatorStore, KeptTable, RoundRecord
 from broker.errors import CorruptError, PFedRecError
 from broker.protocol.catalogue import Catalogue

@@ -20,8 +20,8 @@ from typing import cast
 from broker.address import BrokerAddress
 from broker.aggregator.admission import Admission
 from broker.aggregator.config import AggregatorConfig
-from broker.aggregator.core import (
-    AggregatorCore,
+from broker.aggregator.core import AggregatorCore
+from broker.aggregator.decisions import (
     CloseRound,
     Command,
     Journal,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from broker.aggregator.core import ClosedRound
+from broker.aggregator.decisions import ClosedRound
 from broker.aggregator.guard import VersionQuality
 from broker.errors import ProtocolError
 from broker.protocol.messages import Receipt

@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from broker.aggregator.core import AggregatorCore, CoreState, RoundSettings
+from broker.aggregator.core import AggregatorCore
+from broker.aggregator.decisions import CoreState, RoundSettings
 from broker.aggregator.publication import Publication
 from broker.errors import CorruptError
 from broker.presets import SelectBy

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from broker.aggregator.core import AggregatorCore, CloseRound, CoreState, ReplyReceipt, RoundSettings
-from broker.aggregator.core import Command as ServerCommand
+from broker.aggregator.core import AggregatorCore
+from broker.aggregator.decisions import CloseRound, CoreState, ReplyReceipt, RoundSettings
+from broker.aggregator.decisions import Command as ServerCommand
 from broker.aggregator.guard import GuardSettings
 from broker.aggregator.publication import Publication
 from broker.protocol.messages import Head, Plan, Receipt, encode, update_size

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.aggregator.core import CloseRound, Journal
+from broker.aggregator.decisions import CloseRound, Journal
 from broker.aggregator.store.interface import Batch
 from broker.aggregator.store.sqlite import SqliteStore
 from broker.errors import (

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from broker.aggregator.catalogue_changes import CatalogueChange, CatalogueStep, Kind, apply_change
-from broker.aggregator.core import Answered, CloseRound, Journal, JournalEntry, KeepQuality
+from broker.aggregator.decisions import Answered, CloseRound, Journal, JournalEntry, KeepQuality
 from broker.aggregator.guard import Finding, VersionQuality
 from broker.aggregator.store.address import StoreAddress
 from broker.aggregator.store.interface import KEEP_VERSIONS, AggregatorStore, Batch, Ledger

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from broker.aggregator.core import ReplyReceipt, RoundSettings
+from broker.aggregator.decisions import ReplyReceipt, RoundSettings
 from broker.protocol import messages
 from broker.protocol.encodings import ENCODINGS, SparseChange
 from broker.protocol.messages import Update

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from broker.aggregator.core import ReplyReceipt, RoundSettings
+from broker.aggregator.decisions import ReplyReceipt, RoundSettings
 from broker.errors import AttentionError, DataError, FileUnreadableError, InputError
 from broker.protocol import messages
 from broker.protocol.encodings import ENCODINGS

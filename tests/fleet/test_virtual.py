@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from broker.aggregator.core import AggregatorCore, CloseRound, Command, ReplyReceipt
+from broker.aggregator.core import AggregatorCore
+from broker.aggregator.decisions import CloseRound, Command, ReplyReceipt
 from broker.protocol.messages import Update, encode
 from edge.fleet import virtual
 from edge.fleet.device import VirtualDevice

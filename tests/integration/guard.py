@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from broker.aggregator.core import CloseRound, Command, KeepQuality
+from broker.aggregator.decisions import CloseRound, Command, KeepQuality
 from broker.aggregator.guard import GuardSettings, VersionQuality, is_worse
 from broker.presets import load_preset
 from edge.fleet.evaluator import Evaluator

@@ -21,8 +21,8 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from broker.aggregator.core import (
-    AggregatorCore,
+from broker.aggregator.core import AggregatorCore
+from broker.aggregator.decisions import (
     CloseRound,
     Command,
     Journal,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from broker.aggregator.catalogue_changes import CatalogueChange
-from broker.aggregator.core import CloseRound, CoreState, Journal, KeepQuality, what_closed
+from broker.aggregator.decisions import CloseRound, CoreState, Journal, KeepQuality, what_closed
 from broker.aggregator.guard import VersionQuality
 from broker.protocol.catalogue import Catalogue
 from broker.protocol.messages import Update

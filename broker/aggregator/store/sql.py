@@ -16,7 +16,14 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, NoResultFound
 
 from broker.aggregator.catalogue_changes import CatalogueChange
-from broker.aggregator.core import Answered, ClosedRound, CloseRound, CoreState, JournalEntry, KeepQuality
+from broker.aggregator.decisions import (
+    Answered,
+    ClosedRound,
+    CloseRound,
+    CoreState,
+    JournalEntry,
+    KeepQuality,
+)
 from broker.aggregator.guard import Restorable, VersionQuality
 from broker.aggregator.store import catalogue_rows
 from broker.aggregator.store.interface import (

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from broker.aggregator.core import AggregatorCore, ClosedRound, CoreState, JournalEntry, RoundSettings
+from broker.aggregator.core import AggregatorCore
+from broker.aggregator.decisions import ClosedRound, CoreState, JournalEntry, RoundSettings
 from broker.aggregator.store.interface import Genesis
 from broker.protocol.encodings import ENCODINGS, SparseChange
 from broker.protocol.messages import MAX_TRANSFER_BYTES, Update, Verdict, decode, encode

@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from broker.aggregator.core import CloseRound, Journal
+from broker.aggregator.decisions import CloseRound, Journal
 from broker.aggregator.store.interface import AggregatorStore, Batch
 from broker.aggregator.store.migrations import MIGRATIONS
 from broker.aggregator.store.sqlite import SqliteStore

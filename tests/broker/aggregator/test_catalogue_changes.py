@@ -13,7 +13,8 @@ from broker.aggregator.catalogue_changes import (
     rolled_back,
     with_new_rows,
 )
-from broker.aggregator.core import AggregatorCore, CloseRound, CoreState, RoundSettings
+from broker.aggregator.core import AggregatorCore
+from broker.aggregator.decisions import CloseRound, CoreState, RoundSettings
 from broker.errors import UnknownItemError
 from broker.protocol.catalogue import Catalogue
 from broker.protocol.encodings import SparseChange

@@ -16,7 +16,7 @@ import pytest
 
 from broker.address import BrokerAddress
 from broker.aggregator import cli
-from broker.aggregator.core import CloseRound, Journal
+from broker.aggregator.decisions import CloseRound, Journal
 from broker.aggregator.directory import CONFIG_NAME, DATABASE_NAME, load_config, open_store
 from broker.aggregator.store.interface import Batch
 from broker.embedded import free_port

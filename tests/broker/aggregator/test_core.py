@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker.aggregator.core import (
-    MOST_INCARNATIONS,
-    AggregatorCore,
+from broker.aggregator.core import MOST_INCARNATIONS, AggregatorCore
+from broker.aggregator.decisions import (
     Answered,
     ClosedRound,
     CloseRound,

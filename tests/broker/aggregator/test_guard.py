@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.aggregator.core import (
-    AggregatorCore,
+from broker.aggregator.core import AggregatorCore
+from broker.aggregator.decisions import (
     CloseRound,
     Command,
     CoreState,

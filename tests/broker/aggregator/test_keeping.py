@@ -13,7 +13,8 @@ import pytest
 
 from broker.aggregator.catalogue_changes import CatalogueChange
 from broker.aggregator.config import AggregatorConfig
-from broker.aggregator.core import AggregatorCore, CloseRound, Command, Journal, ReplyReceipt
+from broker.aggregator.core import AggregatorCore
+from broker.aggregator.decisions import CloseRound, Command, Journal, ReplyReceipt
 from broker.aggregator.directory import initialise, load_config, open_store, serving
 from broker.aggregator.examination import examine, ledger_agrees
 from broker.aggregator.keeping import LOST_VERSIONS, back_up, import_table, restore, roll_back, table_file

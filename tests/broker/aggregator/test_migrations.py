@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from broker.aggregator.core import AggregatorCore, Answered, CloseRound, Journal, RoundSettings
+from broker.aggregator.core import AggregatorCore
+from broker.aggregator.decisions import Answered, CloseRound, Journal, RoundSettings
 from broker.aggregator.store import migrations
 from broker.aggregator.store.interface import Batch, Ledger
 from broker.aggregator.store.sqlite import SqliteStore

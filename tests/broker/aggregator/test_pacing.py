@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from broker.aggregator.core import RoundSettings
+from broker.aggregator.decisions import RoundSettings
 from broker.aggregator.pacing import EASY_LOAD, LONGEST_CHECK_IN_S, MOST_SLOWED, Pacing
 from tests.broker.aggregator.builders import a_core, an_update
 from tests.broker.aggregator.test_core import receipt_of, round_of, send

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.aggregator.core import CloseRound, Journal
+from broker.aggregator.decisions import CloseRound, Journal
 from broker.aggregator.recovery import serve_with
 from broker.aggregator.store.address import StoreAddress
 from broker.aggregator.store.interface import Batch
