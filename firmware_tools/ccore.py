@@ -4,6 +4,7 @@ import ctypes
 import shutil
 import subprocess
 import tempfile
+from functools import cache
 from importlib import resources
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from trainer.params import Floats
 SOURCES = (
     "src/best.c",
     "src/cbor.c",
+    "src/factored.c",
     "src/messages.c",
     "src/model.c",
     "src/pass.c",
@@ -26,6 +28,7 @@ SOURCES = (
     "src/table.c",
     "src/taste.c",
     "src/update.c",
+    "src/writer.c",
 )
 C_FLAGS = ("-std=c99", "-ffp-contract=off")
 """Without fused multiplications results are the same everywhere; see `firmware_tools.arithmetic`."""
@@ -86,6 +89,21 @@ class HostCore:
         values, multipliers = _address(table.values), _address(table.multipliers)
         self._library.host_integer_scores(values, multipliers, unit, rows, dim, _address(w), _address(out))
         return out
+
+    def ten_best(self, table: QuantisedTable, w: Floats) -> NDArray[np.uint32]:
+        """Give the ten best rows by integer score; shape (10,), uint32, of which none is 2^32 - 1."""
+        out = np.empty(10, dtype=np.uint32)
+        rows, dim = map(ctypes.c_uint32, table.values.shape)
+        unit = ctypes.c_float(float(table.unit))
+        values, multipliers = _address(table.values), _address(table.multipliers)
+        self._library.host_ten_best(values, multipliers, unit, rows, dim, _address(w), _address(out))
+        return out
+
+
+@cache
+def host_core() -> HostCore:
+    """Give the core, compiled once in a process; see `HostCore`."""
+    return HostCore()
 
 
 def _address(array: NDArray[np.generic]) -> ctypes.c_void_p:

@@ -52,7 +52,8 @@ class Measured:
     scoring, learning : Memory or None
         The application without and with learning; None on the host, where sizes say nothing.
     instructions : mapping of str to int
-        ``ranking`` of the whole catalogue, one ``logit``, one ``pass``, one ``update`` encoded.
+        ``ranking`` of the whole catalogue, one ``logit``, one ``pass``, one ``update`` encoded as
+        factored-int8, and as ``rows`` in int8.
     facts : mapping of str to int
         All numbers that the self-test printed.
     update : bytes

@@ -20,7 +20,7 @@ from edge.scorer import ScorerChoice, TfliteUnavailableError, make_scorer, open_
 from firmware_tools import arithmetic
 from firmware_tools.arithmetic import quantise_table
 from firmware_tools.c_export import read_table, read_users
-from firmware_tools.ccore import HostCore
+from firmware_tools.ccore import host_core
 from firmware_tools.flatbuffer import read_graph
 from trainer.metrics import metrics_from_ranks, ranks_among_candidates
 from trainer.params import Floats, Rows, ScoreFunction
@@ -141,7 +141,7 @@ def compare_programs(users: Users, scorer: ScorerChoice = "tflite") -> list[Agre
     AttentionError
         When there is no C compiler.
     """
-    core, other = HostCore(), make_scorer(scorer)
+    core, other = host_core(), make_scorer(scorer)
     quantised = quantise_table(users.table)
     differences = {other.name: 0.0, "c": 0.0}
     exact = True

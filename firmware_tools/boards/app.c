@@ -35,7 +35,7 @@ static pfr_status learn(void)
 {
     const pfr_hyperparameters settings = {0.1, APP_ITEM_LR, 0.1, APP_NEGATIVES, APP_BATCH_SIZE};
     const uint64_t words[4] = {1U, 2U, 3U, 4U}; /* a real one asks its source of randomness */
-    const pfr_update update = {1U, 2U, 1U, 1U, PFR_AS_INT8};
+    const pfr_update update = {1U, 2U, 1U, 1U, PFR_AS_FACTORED_INT8};
     for (uint32_t i = 0U; i < INTERACTIONS; i++) {
         history[i] = i * (MODEL_ROWS / INTERACTIONS);
         pfr_mask_set(seen, history[i]);

@@ -188,16 +188,22 @@ static int swallow(void *context, const uint8_t *bytes, size_t size)
 
 static void tell_update(void)
 {
-    const pfr_update update = {GOLDEN_INSTANCE, GOLDEN_INCARNATION, 1U, GOLDEN_VERSION, PFR_AS_INT8};
+    pfr_update update = {GOLDEN_INSTANCE, GOLDEN_INCARNATION, 1U, GOLDEN_VERSION, PFR_AS_INT8};
+    board_count_begin();
+    pfr_status status = pfr_update_encode(&update, &room, swallow, NULL);
+    print_fact("instructions_rows", board_count());
+    print_fact("bytes_rows", pfr_update_bytes(&update, &room));
+    judge("update by rows", status == PFR_OK);
+    update.encoding = PFR_AS_FACTORED_INT8;
     board_stack_begin();
     board_count_begin();
-    (void)pfr_update_encode(&update, &room, swallow, NULL);
+    status = pfr_update_encode(&update, &room, swallow, NULL);
     print_fact("instructions_update", board_count());
     print_fact("stack_update", board_stack());
     print_fact("bytes_update", pfr_update_bytes(&update, &room));
-    const pfr_status status = pfr_update_encode(&update, &room, send_hex, NULL);
+    judge("update in factors", status == PFR_OK);
+    (void)pfr_update_encode(&update, &room, send_hex, NULL);
     board_write((in_line == 0U) ? "" : "\n");
-    judge("update", status == PFR_OK);
 }
 
 static void check_decoding(void)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from broker.protocol.encodings import FactoredChange
 from firmware_tools.arithmetic import QuantisedTable
 from firmware_tools.ccore import C_FLAGS, SOURCES, WARNINGS, core_directory
 from trainer.params import Floats, Hyperparameters, Rows
@@ -195,6 +196,20 @@ class Pass:
         changes = np.empty((n_rows, self.w.size), dtype=np.float32)
         assert library().shim_changes(self.room, pointer(rows), pointer(changes)) == n_rows
         return rows.astype(np.int64), changes
+
+    def factors(self) -> FactoredChange:
+        """Give the newest pass as the factors that a device would encode."""
+        rows, coefficients = np.empty(self.samples, dtype=np.uint32), np.empty(self.samples, dtype=np.float32)
+        starts = np.zeros(self.batches + 1, dtype=np.uint32)
+        vectors = np.empty((self.batches, self.w.size), dtype=np.float32)
+        library().shim_factors(self.room, *map(pointer, (rows, coefficients, starts, vectors)))
+        n_batches = int(np.argmax(starts))
+        touched = self.changes()[0]
+        dense = np.zeros((n_batches, touched.size), dtype=np.float32)
+        for batch in range(n_batches):
+            cells = slice(starts[batch], starts[batch + 1])
+            dense[batch, np.searchsorted(touched, rows[cells])] = coefficients[cells]
+        return FactoredChange(rows=touched, coefficients=dense, directions=vectors[:n_batches])
 
     def update(
         self,

@@ -16,7 +16,7 @@ from trainer.sampling import NegativeSampler
 pytestmark = [needs_compiler, pytest.mark.usefixtures("core_library")]
 
 
-@pytest.mark.parametrize("encoding", ["float32", "int8", "int4"])
+@pytest.mark.parametrize("encoding", ["float32", "int8", "int4", "factored", "factored-int8"])
 def test_update_moves_the_table_as_that_of_a_device(encoding: str) -> None:
     """Bit for bit, of the same change; and within 1e-5 of a device's that trains by itself."""
     rng = np.random.default_rng(0)
@@ -27,7 +27,8 @@ def test_update_moves_the_table_as_that_of_a_device(encoding: str) -> None:
     board = Pass(w, 0.0, positives.size * 5, 4, seed=9)
     assert board.run(table, positives, positives, hyperparameters) == OK
     rows, change = board.changes()
-    body = ENCODINGS[encoding].encode(SparseChange(rows=rows, change=change))
+    made = board.factors() if "factored" in encoding else SparseChange(rows=rows, change=change)
+    body = ENCODINGS[encoding].encode(made)
     device = Update(instance=INSTANCE, incarnation=8, seq=1, base_version=0, encoding=encoding, body=body)
     status, payload = board.update(encoding=encoding, instance=INSTANCE, base_version=0)
     assert status == OK
@@ -46,7 +47,7 @@ def test_update_moves_the_table_as_that_of_a_device(encoding: str) -> None:
 
     assert moved[0].tobytes() == moved[1].tobytes()
     assert moved[0].tobytes() != table.tobytes()
-    if encoding == "float32":
+    if encoding in ("float32", "factored"):
         sampler = NegativeSampler.excluding(500, positives)
         start = ScoreFunction(w=w, b=0.0)
         result = local_pass(table, start, positives, sampler, hyperparameters, np.random.default_rng(9))

@@ -19,6 +19,7 @@ from trainer.sampling import NegativeSampler
 
 pytestmark = [needs_compiler, pytest.mark.usefixtures("core_library")]
 
+ENCODED = ["float32", "int8", "int4", "factored", "factored-int8"]
 DEVICE = Hyperparameters(lr=0.1, item_lr=13455.9, negatives=8, batch_size=256, decay=0.1)
 PAPER = Hyperparameters(lr=0.1, item_lr=13455.9, negatives=4, batch_size=256)
 
@@ -162,11 +163,12 @@ def _trained(n_items: int = 300, dim: int = 12, *, item_lr: float = 60.0, seed: 
 
 
 @pytest.mark.parametrize("dim", [12, 13])
-@pytest.mark.parametrize("encoding", ["float32", "int8", "int4"])
+@pytest.mark.parametrize("encoding", ENCODED)
 def test_update_is_byte_for_byte_that_of_a_device(encoding: str, dim: int) -> None:
     """The same change, encoded here and there; numbers of all lengths in the envelope."""
     board = _trained(dim=dim)
     rows, changes = board.changes()
+    change = board.factors() if "factored" in encoding else SparseChange(rows=rows, change=changes)
     for number in (1, 23, 24, 255, 256, 65535, 65536, 2**32 - 1, 2**32, 2**53):
         status, payload = board.update(
             encoding=encoding, instance=number, incarnation=2**64 - number, seq=number, base_version=number
@@ -179,7 +181,7 @@ def test_update_is_byte_for_byte_that_of_a_device(encoding: str, dim: int) -> No
                 seq=number,
                 base_version=number,
                 encoding=encoding,
-                body=ENCODINGS[encoding].encode(SparseChange(rows=rows, change=changes)),
+                body=ENCODINGS[encoding].encode(change),
             )
         )
 
@@ -189,11 +191,43 @@ def test_update_of_rows_without_a_change_is_a_devices_too() -> None:
     board = _trained(item_lr=0.0)
     rows, changes = board.changes()
     assert not changes.any()
-    _, payload = board.update(encoding="int8")
-    read = messages.decode(payload, Update)
-    decoded = ENCODINGS["int8"].decode(read.body, 300, 12)
-    assert decoded.rows.tolist() == rows.tolist()
-    assert not decoded.change.any()
+    for encoding in ENCODED:
+        _, payload = board.update(encoding=encoding)
+        decoded = ENCODINGS[encoding].decode(messages.decode(payload, Update).body, 300, 12)
+        assert decoded.rows.tolist() == rows.tolist()
+        assert not decoded.change.any()
+
+
+@pytest.mark.parametrize(("factored", "by_rows"), [("factored", "float32"), ("factored-int8", "int8")])
+def test_more_batches_than_a_reader_allows_are_sent_by_rows(factored: str, by_rows: str) -> None:
+    """A row could be in each of them."""
+    table, w = _start(40, 4, 1.0, 0)
+    board = Pass(w, 0.0, 100, 100)
+    hyperparameters = Hyperparameters(item_lr=1.0, negatives=4, batch_size=1)
+    assert board.run(table, range(1, 21), range(1, 21), hyperparameters) == core.OK
+    assert board.update(encoding=factored) == board.update(encoding=by_rows)
+    hyperparameters = Hyperparameters(item_lr=1.0, negatives=4, batch_size=2)
+    assert board.run(table, range(1, 21), range(1, 21), hyperparameters) == core.OK
+    payload = board.update(encoding=factored)[1]
+    assert messages.decode(payload, Update).encoding == factored
+    ENCODINGS[factored].decode(messages.decode(payload, Update).body, 40, 4)
+
+
+def test_rows_far_apart_have_longer_distances() -> None:
+    """Of one to four bytes; the table is 8-bit, as nobody reads it whole."""
+    rows = 3_000_000
+    table = QuantisedTable(
+        values=np.ones((rows, 1), dtype=np.int8),
+        multipliers=np.ones(rows, dtype=np.uint16),
+        unit=np.float32(1.0),
+    )
+    board = Pass(np.ones(1, dtype=np.float32), 0.0, 20, 1)
+    positives = [5, 6, 200, 20_000, 2_999_999]
+    settings_ = Hyperparameters(item_lr=1.0, negatives=1, batch_size=20)
+    assert board.run(table, positives, positives, settings_) == core.OK
+    _, payload = board.update(encoding="factored")
+    decoded = ENCODINGS["factored"].decode(messages.decode(payload, Update).body, rows, 1)
+    assert decoded.rows.tolist() == board.changes()[0].tolist()
 
 
 def test_update_that_does_not_fit_is_refused() -> None:
@@ -227,8 +261,9 @@ def test_change_beyond_1e30_is_not_sent() -> None:
     board = Pass(np.float32(1e28) * w, 0.0, 100, 20)
     settings_ = Hyperparameters(lr=0.0, item_lr=1e9, negatives=4, batch_size=50)
     assert board.run(table, [1, 2, 3], [1, 2, 3], settings_) == core.OK
-    status, payload = board.update()
-    assert (status, payload) == (core.NOT_FINITE, b"")
+    for encoding in ENCODED:
+        status, payload = board.update(encoding=encoding)
+        assert (status, payload) == (core.NOT_FINITE, b"")
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_board_computes_what_numpy_does(board: str, tmp_path: Path) -> None:
     measured = measuring.run(exported)
 
     assert measured.facts["ranked_alike"] == measured.facts["ranked_vectors"] == 1000
-    assert set(measured.instructions) == {"ranking", "logit", "pass", "update"}
+    assert set(measured.instructions) == {"ranking", "logit", "pass", "update", "rows"}
     assert measured.scoring is not None
     assert measured.learning is not None
     assert measured.scoring.ram <= SCORING_RAM
@@ -100,8 +100,9 @@ def require_counted(exported: Exported, payload: bytes) -> None:
         result = local_pass(floats, after, golden.positives, sampler, golden.hyperparameters, stream)
         after = result.score_function
     assert decoded.rows.tolist() == result.rows.tolist()
-    half_steps = np.abs(result.change).max(axis=1, keepdims=True) / 127 / 2
-    assert (np.abs(decoded.change - result.change) <= half_steps * 1.001 + 1e-5).all()
+    # Each factor of each mini-batch is at most half a step off.
+    reach = np.abs(result.coefficients).max(axis=1) * np.abs(result.vectors).max(axis=1)
+    assert np.abs(decoded.change - result.change).max() <= reach.sum() / 127 + 1e-5
 
     core_ = a_core(RoundSettings(buffer=1), table=floats, version=VERSION)
     core_._state.instance = INSTANCE

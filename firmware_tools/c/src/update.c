@@ -1,24 +1,21 @@
 #include "pfedrec_cbor.h"
 
-#include "../include/pfedrec/update.h"
 #include "pfedrec_rounding.h"
+#include "pfedrec_writer.h"
 
 #include <float.h>
 #include <string.h>
 
 #define MAX_ABS_CHANGE 1e30F
 #define N_FIELDS 8U
+#define N_ENCODINGS 5U
+#define MOST_BATCHES_OF_A_ROW 64U
 
-/* What an encoding's body is made of: the arrays' names, CBOR tags, and bytes for n rows. */
-typedef struct array_form {
-    const char *name;
-    uint32_t tag;
-} array_form;
-
-static const char *const ENCODING_NAMES[] = {"float32", "int8", "int4"};
-static const array_form ROWS = {"rows", PFR_CBOR_TAG_UINT32};
-static const array_form SCALES = {"scales", PFR_CBOR_TAG_FLOAT32};
-static const array_form VALUES[] = {{"values", PFR_CBOR_TAG_FLOAT32}, {"values", PFR_CBOR_TAG_SINT8}, {"pairs", PFR_CBOR_TAG_SINT8}};
+static const char *const ENCODING_NAMES[] = {"float32", "int8", "int4", "factored", "factored-int8"};
+static const pfr_array_form ROWS = {"rows", PFR_CBOR_TAG_UINT32};
+static const pfr_array_form SCALES = {"scales", PFR_CBOR_TAG_FLOAT32};
+static const pfr_array_form VALUES[] = {
+    {"values", PFR_CBOR_TAG_FLOAT32}, {"values", PFR_CBOR_TAG_SINT8}, {"pairs", PFR_CBOR_TAG_SINT8}};
 
 static size_t row_value_bytes(pfr_encoding encoding, uint32_t dim)
 {
@@ -34,7 +31,7 @@ static size_t row_value_bytes(pfr_encoding encoding, uint32_t dim)
 
 pfr_encoding pfr_encoding_named(const char *name, size_t size)
 {
-    for (uint32_t nth = 0U; nth < 3U; nth++) {
+    for (uint32_t nth = 0U; nth < N_ENCODINGS; nth++) {
         if ((strlen(ENCODING_NAMES[nth]) == size) && (memcmp(ENCODING_NAMES[nth], name, size) == 0)) {
             return (pfr_encoding)nth;
         }
@@ -42,98 +39,35 @@ pfr_encoding pfr_encoding_named(const char *name, size_t size)
     return PFR_AS_FLOAT32;
 }
 
-/* ---- writing: counts bytes where there is no sink ---- */
-
-typedef struct writer {
-    pfr_sink sink;
-    void *context;
-    size_t used;
-    int refused;
-} writer;
-
-static void put(writer *out, const uint8_t *bytes, size_t size)
+static int is_factored(pfr_encoding encoding)
 {
-    out->used += size;
-    if ((out->sink != NULL) && !out->refused && (size > 0U)) {
-        out->refused = out->sink(out->context, bytes, size);
+    return (encoding == PFR_AS_FACTORED) || (encoding == PFR_AS_FACTORED_INT8);
+}
+
+/* The encoding that is asked for, or of a pass with too many batches for its factors the one by rows. */
+static pfr_encoding fitting(const pfr_update *update, const pfr_pass *pass)
+{
+    if (!is_factored(update->encoding) || (pass->n_batches <= MOST_BATCHES_OF_A_ROW)) {
+        return update->encoding;
     }
+    return (update->encoding == PFR_AS_FACTORED) ? PFR_AS_FLOAT32 : PFR_AS_INT8;
 }
 
-static void put_head(writer *out, uint32_t major, uint64_t argument)
+static void put_envelope(pfr_writer *out, const pfr_update *update, pfr_encoding encoding)
 {
-    uint8_t bytes[PFR_CBOR_MAX_HEAD_BYTES];
-    put(out, bytes, pfr_cbor_write_head(bytes, major, argument));
-}
-
-static void put_text(writer *out, const char *text)
-{
-    uint8_t bytes[16];
-    const size_t size = strlen(text); /* of our own words, all shorter */
-    memcpy(bytes, text, size);
-    put_head(out, PFR_CBOR_TEXT, size);
-    put(out, bytes, size);
-}
-
-static void put_integer(writer *out, const char *name, uint64_t value)
-{
-    put_text(out, name);
-    put_head(out, PFR_CBOR_UNSIGNED, value);
-}
-
-static void put_u32(writer *out, uint32_t value)
-{
-    const uint8_t bytes[4] = {(uint8_t)(value & 0xFFU), (uint8_t)((value >> 8) & 0xFFU),
-                              (uint8_t)((value >> 16) & 0xFFU), (uint8_t)(value >> 24)};
-    put(out, bytes, sizeof bytes);
-}
-
-static void put_float(writer *out, float value)
-{
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    put_u32(out, bits);
-}
-
-static void put_array_head(writer *out, const array_form *form, size_t size)
-{
-    put_text(out, form->name);
-    put_head(out, PFR_CBOR_TAG, form->tag);
-    put_head(out, PFR_CBOR_BYTES, size);
-}
-
-static void put_envelope(writer *out, const pfr_update *update)
-{
-    put_head(out, PFR_CBOR_MAP, N_FIELDS);
-    put_integer(out, "v", PFR_PROTOCOL_VERSION);
-    put_text(out, "type");
-    put_text(out, "update");
-    put_integer(out, "instance", update->instance);
-    put_integer(out, "incarnation", update->incarnation);
-    put_integer(out, "seq", update->seq);
-    put_integer(out, "base_version", update->base_version);
-    put_text(out, "encoding");
-    put_text(out, ENCODING_NAMES[update->encoding]);
-    put_text(out, "body");
-    put_head(out, PFR_CBOR_MAP, (update->encoding == PFR_AS_FLOAT32) ? 2U : 3U);
-}
-
-size_t pfr_update_bytes(const pfr_update *update, const pfr_pass *pass)
-{
-    writer counting = {NULL, NULL, 0U, 0};
-    if ((update == NULL) || (pass == NULL) || (pass->n_batches == 0U) || ((uint32_t)update->encoding > 2U)) {
-        return 0U;
-    }
-    const size_t n_rows = pass->n_rows;
-    const size_t value_bytes = n_rows * row_value_bytes(update->encoding, pass->dim);
-    put_envelope(&counting, update);
-    put_array_head(&counting, &ROWS, 4U * n_rows);
-    counting.used += 4U * n_rows;
-    if (update->encoding != PFR_AS_FLOAT32) {
-        put_array_head(&counting, &SCALES, 4U * n_rows);
-        counting.used += 4U * n_rows;
-    }
-    put_array_head(&counting, &VALUES[update->encoding], value_bytes);
-    return counting.used + value_bytes;
+    static const uint8_t ARRAYS[N_ENCODINGS] = {2U, 3U, 3U, 4U, 5U};
+    pfr_put_head(out, PFR_CBOR_MAP, N_FIELDS);
+    pfr_put_integer(out, "v", PFR_PROTOCOL_VERSION);
+    pfr_put_text(out, "type");
+    pfr_put_text(out, "update");
+    pfr_put_integer(out, "instance", update->instance);
+    pfr_put_integer(out, "incarnation", update->incarnation);
+    pfr_put_integer(out, "seq", update->seq);
+    pfr_put_integer(out, "base_version", update->base_version);
+    pfr_put_text(out, "encoding");
+    pfr_put_text(out, ENCODING_NAMES[encoding]);
+    pfr_put_text(out, "body");
+    pfr_put_head(out, PFR_CBOR_MAP, ARRAYS[encoding]);
 }
 
 /* ---- rows ---- */
@@ -154,19 +88,19 @@ static int32_t steps_of(float value, float scale, float levels)
     return (scale > 0.0F) ? (int32_t)pfr_steps(value, scale, levels) : 0;
 }
 
-static void put_row_values(writer *out, pfr_encoding encoding, pfr_pass *pass)
+static void put_row_values(pfr_writer *out, pfr_encoding encoding, pfr_pass *pass)
 {
     const uint32_t dim = pass->dim;
     const float scale = (encoding == PFR_AS_FLOAT32) ? 0.0F : scale_of(pass, levels_of(encoding));
     const float *change = pfr_pass_change(pass);
     if (encoding == PFR_AS_FLOAT32) {
         for (uint32_t k = 0U; k < dim; k++) {
-            put_float(out, change[k]);
+            pfr_put_float(out, change[k]);
         }
     } else if (encoding == PFR_AS_INT8) {
         for (uint32_t k = 0U; k < dim; k++) {
             const uint8_t byte = (uint8_t)((uint32_t)steps_of(change[k], scale, 127.0F) & 0xFFU);
-            put(out, &byte, 1U);
+            pfr_put(out, &byte, 1U);
         }
     } else {
         for (uint32_t k = 0U; k < dim; k += 2U) {
@@ -174,7 +108,7 @@ static void put_row_values(writer *out, pfr_encoding encoding, pfr_pass *pass)
             const uint32_t upper =
                 ((k + 1U) < dim) ? ((uint32_t)steps_of(change[k + 1U], scale, 7.0F) & 0x0FU) : 0U;
             const uint8_t byte = (uint8_t)(lower | (upper << 4));
-            put(out, &byte, 1U);
+            pfr_put(out, &byte, 1U);
         }
     }
 }
@@ -191,40 +125,72 @@ static int changes_bounded(pfr_pass *pass)
     return 1;
 }
 
+/* Without a sink rows are counted, not computed. */
+static void put_rows(pfr_writer *out, pfr_encoding encoding, pfr_pass *pass)
+{
+    const size_t n_rows = pass->n_rows;
+    const size_t value_bytes = n_rows * row_value_bytes(encoding, pass->dim);
+    const int computed = out->sink != NULL;
+    uint32_t row;
+    pfr_put_array_head(out, &ROWS, 4U * n_rows);
+    pfr_pass_rewind(pass);
+    while (computed && !out->refused && (pfr_pass_next(pass, &row) != 0)) {
+        pfr_put_u32(out, row);
+    }
+    if (encoding != PFR_AS_FLOAT32) {
+        pfr_put_array_head(out, &SCALES, 4U * n_rows);
+        pfr_pass_rewind(pass);
+        while (computed && !out->refused && (pfr_pass_next(pass, &row) != 0)) {
+            pfr_put_float(out, scale_of(pass, levels_of(encoding)));
+        }
+    }
+    pfr_put_array_head(out, &VALUES[encoding], value_bytes);
+    pfr_pass_rewind(pass);
+    while (computed && !out->refused && (pfr_pass_next(pass, &row) != 0)) {
+        put_row_values(out, encoding, pass);
+    }
+    if (!computed) {
+        out->used += (4U * n_rows) + value_bytes + ((encoding != PFR_AS_FLOAT32) ? (4U * n_rows) : 0U);
+    }
+}
+
+static void put_update(pfr_writer *out, const pfr_update *update, pfr_pass *pass)
+{
+    const pfr_encoding encoding = fitting(update, pass);
+    put_envelope(out, update, encoding);
+    if (is_factored(encoding)) {
+        pfr_put_factored(out, pass, encoding == PFR_AS_FACTORED_INT8);
+    } else {
+        put_rows(out, encoding, pass);
+    }
+}
+
+size_t pfr_update_bytes(const pfr_update *update, pfr_pass *pass)
+{
+    pfr_writer counting = {NULL, NULL, 0U, 0};
+    if ((update == NULL) || (pass == NULL) || (pass->n_batches == 0U) || ((uint32_t)update->encoding >= N_ENCODINGS)) {
+        return 0U;
+    }
+    put_update(&counting, update, pass);
+    return counting.used;
+}
+
 pfr_status pfr_update_encode(const pfr_update *update, pfr_pass *pass, pfr_sink sink, void *context)
 {
     const uint64_t max_seq = UINT64_C(9007199254740992);
-    if ((update == NULL) || (pass == NULL) || (sink == NULL) || ((uint32_t)update->encoding > 2U) ||
+    if ((update == NULL) || (pass == NULL) || (sink == NULL) || ((uint32_t)update->encoding >= N_ENCODINGS) ||
         (update->seq < 1U) || (update->seq > max_seq) || (update->base_version > max_seq)) {
         return PFR_E_ARGUMENT;
     }
     if (pass->n_batches == 0U) {
         return PFR_E_NOTHING;
     }
-    if (!changes_bounded(pass)) {
+    const int bounded = is_factored(fitting(update, pass)) ? pfr_factored_bounded(pass) : changes_bounded(pass);
+    if (!bounded) {
         return PFR_E_NOT_FINITE;
     }
-    writer out = {sink, context, 0U, 0};
-    const size_t n_rows = pass->n_rows;
-    uint32_t row;
-    put_envelope(&out, update);
-    put_array_head(&out, &ROWS, 4U * n_rows);
-    pfr_pass_rewind(pass);
-    while (!out.refused && (pfr_pass_next(pass, &row) != 0)) {
-        put_u32(&out, row);
-    }
-    if (update->encoding != PFR_AS_FLOAT32) {
-        put_array_head(&out, &SCALES, 4U * n_rows);
-        pfr_pass_rewind(pass);
-        while (!out.refused && (pfr_pass_next(pass, &row) != 0)) {
-            put_float(&out, scale_of(pass, levels_of(update->encoding)));
-        }
-    }
-    put_array_head(&out, &VALUES[update->encoding], n_rows * row_value_bytes(update->encoding, pass->dim));
-    pfr_pass_rewind(pass);
-    while (!out.refused && (pfr_pass_next(pass, &row) != 0)) {
-        put_row_values(&out, update->encoding, pass);
-    }
+    pfr_writer out = {sink, context, 0U, 0};
+    put_update(&out, update, pass);
     return out.refused ? PFR_E_SINK : PFR_OK;
 }
 

@@ -157,7 +157,19 @@ uint32_t shim_changes(room *in, uint32_t *rows, float *changes)
     return count;
 }
 
-size_t shim_update_bytes(const room *in, uint64_t instance, uint64_t incarnation, uint64_t seq,
+/* Copy the pass's factors: each cell's row and coefficient, each batch's cells and vector. */
+void shim_factors(const room *in, uint32_t *rows, float *coefficients, uint32_t *starts, float *vectors)
+{
+    const pfr_pass *pass = &in->pass;
+    for (uint32_t cell = 0; cell < pass->starts[pass->n_batches]; cell++) {
+        rows[cell] = pass->rows[cell] & 0x7FFFFFFFU;
+        coefficients[cell] = pass->cells[cell].coefficient;
+    }
+    memcpy(starts, pass->starts, (pass->n_batches + 1U) * sizeof *starts);
+    memcpy(vectors, pass->vectors, (size_t)pass->n_batches * pass->dim * sizeof *vectors);
+}
+
+size_t shim_update_bytes(room *in, uint64_t instance, uint64_t incarnation, uint64_t seq,
                          uint64_t base_version, const char *encoding)
 {
     const pfr_update update = {instance, incarnation, seq, base_version,
