@@ -115,7 +115,7 @@ static void put_direction(pfr_writer *out, const pfr_pass *pass, uint32_t batch,
 void pfr_put_factored(pfr_writer *out, pfr_pass *pass, int as_int8)
 {
     const size_t n_batches = pass->n_batches;
-    const size_t value_bytes = as_int8 ? 1U : 4U;
+    const size_t value_bytes = as_int8 ? sizeof(int8_t) : sizeof(float);
     pfr_writer counting = {NULL, NULL, 0U, 0};
     put_gaps(&counting, pass);
     pfr_put_array_head(out, &COUNTS, 4U * n_batches);

@@ -15,10 +15,10 @@
 extern "C" {
 #endif
 
-#define PFR_PROTOCOL_VERSION 1U
+#define PFR_PROTOCOL_VERSION 1U       /**< Of all messages here. */
 #define PFR_MAX_MESSAGE_BYTES 131072U /**< Of any message. */
 #define PFR_CHUNK_BYTES 122880U       /**< Data in one chunk. */
-#define PFR_MAX_DELTAS 8U
+#define PFR_MAX_DELTAS 8U             /**< In a head. */
 
 /** @brief Some bytes of a payload. */
 typedef struct pfr_bytes {

@@ -14,8 +14,8 @@
 extern "C" {
 #endif
 
-#define PFR_MODEL_HEADER_BYTES 64U
-#define PFR_MODEL_FORMAT 1U
+#define PFR_MODEL_HEADER_BYTES 64U /**< Before w. */
+#define PFR_MODEL_FORMAT 1U        /**< The one that this release reads and writes. */
 
 /** @brief A table and what a new user starts from. */
 typedef struct pfr_model {
