@@ -5,6 +5,7 @@ exit code, and knows no command.
 """
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -28,6 +29,8 @@ from broker.protocol.topics import checked_id
 from broker.storage import os_failure
 from trainer.errors import ParameterError
 
+_OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF, errno.EROFS, errno.EFBIG)
+"""What writing to a full or lost output gives, without a file's name."""
 _EXTRA_OF_MODULE = {
     "sqlalchemy": "aggregator",
     "amqtt": "aggregator",
@@ -140,7 +143,7 @@ def _say_missing(prog: str, error: ModuleNotFoundError) -> ExitCode:
 def _say_unknown(prog: str, error: Exception) -> ExitCode:
     if os.environ.get("PFEDREC_TRACEBACK") == "1":
         traceback.print_exception(error)
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and (error.filename or error.errno in _OUTPUT_ERRORS):
         known = os_failure(error, None)
         return _say(prog, str(known), exit_code_of(known))
     return _say(

@@ -130,7 +130,7 @@ class UnlistedDeviceError(NotAdmittedError):
 class RateLimitError(NotAdmittedError):
     """A device that sends more than its rate; `answered` tells whether it is told."""
 
-    def __init__(self, sentence: str, *, answered: bool) -> None:
+    def __init__(self, sentence: str, *, answered: bool = True) -> None:
         self.answered = answered
         super().__init__(sentence)
 

@@ -74,7 +74,19 @@ def sqlite_failure(error: sqlite3.Error, path: Path) -> PFedRecError:
             )
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
             return InUseError(f"{path} is locked by another process; end it or wait, then call again")
+    if _is_read_only(path):
+        return NotWritableError(
+            f"{path} cannot be used: its file system is read-only; mount it writable (mount -o remount,rw), "
+            "or copy the directory to another one and use that"
+        )
     return NotWritableError(f"{path} cannot be used: {error}; check the directory and its permissions")
+
+
+def _is_read_only(path: Path) -> bool:
+    try:
+        return bool(os.statvfs(path.parent).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False
 
 
 def _free_bytes(path: Path) -> int:
@@ -115,7 +127,7 @@ def require_initialised(path: Path, marker: str, command: str) -> None:
         raise NotInitialisedError(f"{path} has no {marker}; set the directory up with: {command}")
 
 
-def require_database(path: Path) -> None:
+def require_database(path: Path, remedy: str = "restore it from a backup or init a new directory") -> None:
     """Check that a directory that was set up still has its database.
 
     Raises
@@ -124,7 +136,7 @@ def require_database(path: Path) -> None:
         When it is missing or empty.
     """
     if not path.is_file() or path.stat().st_size == 0:
-        raise CorruptError(f"{path} is missing or empty; restore it from a backup or init a new directory")
+        raise CorruptError(f"{path} is missing or empty; {remedy}")
 
 
 _SHORT_WAITS_S = (0.01, 0.05, 0.1, 0.0)

@@ -42,7 +42,7 @@ from edge.session import (
     Subscribe,
     Train,
 )
-from edge.store import DeviceStore, Interacted
+from edge.store import DeviceStore, Interacted, Model
 from edge.surroundings import Surroundings
 from edge.trust import Trust
 from trainer.local import LocalResult, local_pass
@@ -173,6 +173,11 @@ class Agent:
     def state(self) -> str:
         """What the device does and why, in a line."""
         return self._bulletin.line
+
+    @property
+    def model(self) -> Model | None:
+        """The newest table, which may be in memory only; for any thread."""
+        return self._holding.model
 
     def reconfigure(self, config: DeviceConfig) -> list[str]:
         """Take another configuration; give the names of settings that stay as they were until a restart."""

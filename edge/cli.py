@@ -7,6 +7,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import secrets
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from broker.commandline import Identifier, echo_facts, echo_json, report, run, s
 from broker.errors import UnknownItemError
 from broker.servicecommand import install_service
 from broker.storage import exclusive, is_in_use, read_file
+from edge import moment
 from edge.datacommands import DIRECTORY as _DIRECTORY
 from edge.datacommands import JSON as _JSON
 from edge.datacommands import export, forget, reset
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from broker.unit import Unit
 
 
+_FAR_AHEAD_S = 86_400.0
+"""A zone's difference is no mistake."""
 _FILE = click.Path(path_type=Path, dir_okay=False, readable=False)
 
 
@@ -119,7 +123,7 @@ def start(directory: Path, broker: str | None, seed: int | None, *, verbose: boo
             rng = np.random.default_rng(secrets.randbits(128) if seed is None else seed)
             say(f"device {config.device_id} of fleet {config.fleet}, broker {config.address}")
             agent = Agent(config, store, say, rng)
-            with services(config, directory, say):
+            with services(config, directory, say, lambda: agent.model):
                 agent.run(service.stop, lambda: service.each_round(agent))
         finally:
             service.end()
@@ -145,14 +149,13 @@ def record(directory: Path, items: tuple[str, ...], at: str | None, file: Path |
       edge-client record --dir me item-17 item-4
       edge-client record --dir me --file events.csv
     """
-    from edge.config import load_config, open_store
+    from edge.config import open_store
     from edge.events import parse_events, parse_time
 
     if bool(items) == (file is not None):
         raise click.UsageError("give either ITEMs or --file FILE")
     if file is not None and at is not None:
         raise click.UsageError("--at goes with ITEMs; in a file each line has its own time")
-    load_config(directory, os.environ)
     now = time.time()
     if file is not None:
         events = parse_events(read_file(file), str(file), now)
@@ -171,6 +174,12 @@ def record(directory: Path, items: tuple[str, ...], at: str | None, file: Path |
     finally:
         store.close()
     say(f"recorded {len(events)} interaction{'s' * (len(events) != 1)}")
+    ahead = max((when for _, when in events), default=now)
+    if ahead > now + _FAR_AHEAD_S:
+        say(
+            f"the time {moment.local(ahead)} lies ahead of this machine's clock; if it is wrong, take it "
+            f"back with: edge-client forget --dir {directory} --from {moment.utc(ahead)[:10]}"
+        )
     if not known:
         say("the catalogue has not arrived yet; items that it does not have will wait until it has them")
 
@@ -218,15 +227,22 @@ def recommend(
     """
     from dataclasses import asdict
 
+    from edge.api.client import recommend_by_start
+    from edge.bulletin import read_bulletin
     from edge.config import load_config, open_store
     from edge.recommendation import recommend as best_items
     from edge.scorer import make_scorer
 
     config = load_config(directory, os.environ)
     choice = None if among is None else _lines(among)
-    store = open_store(directory)
-    try:
-        result = best_items(
+    with closing(open_store(directory)) as store:
+        unknown = [] if choice is None else store.unknown_items(choice)
+        result = None
+        if store.holds_newer():
+            result = recommend_by_start(
+                directory, top, exclude_seen=exclude_seen, among=choice, explain=explain
+            )
+        result = result or best_items(
             store,
             make_scorer(config.scorer_choice),
             top,
@@ -234,13 +250,16 @@ def recommend(
             among=choice,
             explain=explain,
         )
-    finally:
-        store.close()
+        reason = read_bulletin(store, time.monotonic(), running=is_in_use(directory))["reason"]
     if as_json:
         echo_json(asdict(result))
         return
+    if unknown and choice:
+        say(f"{len(unknown)} of {len(choice)} items to choose among are not in the catalogue")
     if not result.personal:
-        say("no training yet: the order is the fleet's, the same for every new user")
+        say(f"no training yet ({reason}): the order is the fleet's, the same for every new user")
+    if not result.items:
+        say("nothing is left to recommend: the user has interacted with all of it (see --include-seen)")
     for each in result.items:
         because = f"  because of {', '.join(each.because)}" if each.because else ""
         click.echo(f"{each.rank:>4}  {each.score:.4f}  {each.item}{because}")

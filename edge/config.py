@@ -296,7 +296,7 @@ def open_store(path: Path) -> DeviceStore:
             finish(database)
         held = hold(path, shared=True, wait_s=_REBUILD_WAIT_S)
     try:
-        require_database(database)
+        require_database(database, f"edge-client start --dir {path} makes a new one")
     except BaseException:
         os.close(held)
         raise

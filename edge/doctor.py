@@ -133,7 +133,7 @@ def _database(path: Path, directory: Path) -> tuple[Model | None, float | None, 
             model, newest_at = store.model(), store.newest_interaction_at()
             total = store.interacted().total
     except CorruptError as error:
-        remedy = "restore the directory from a backup, or init a new one; the fleet's model comes by itself"
+        remedy = f"edge-client start --dir {directory} puts it aside and keeps what can be read"
         return None, None, problem("database", str(error), remedy)
     except PFedRecError as error:
         return None, None, problem("database", str(error), "do what the sentence says")
@@ -143,7 +143,7 @@ def _database(path: Path, directory: Path) -> tuple[Model | None, float | None, 
 
 def _quick_check(path: Path) -> str | None:
     """Give what SQLite finds wrong, None if nothing; the file is not written to."""
-    require_database(path)
+    require_database(path, "start makes a new one")
     with (
         named_failures(path),
         closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as connection,

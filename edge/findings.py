@@ -51,7 +51,8 @@ def clock(now: float, newest_interaction_at: float | None, *, synchronised: bool
     behind_s = 0.0 if newest_interaction_at is None else newest_interaction_at - now
     if behind_s > _CLOCK_TOLERANCE_S:
         found = f"{shown} is {_span(behind_s)} behind the newest recorded interaction"
-        return problem("clock", found, f"{remedy}; if the interaction's time is wrong, wait or ignore this")
+        wrong = f"edge-client forget --from {_day(newest_interaction_at or now)}"
+        return problem("clock", found, f"{remedy}; if the interaction's time is wrong, take it back: {wrong}")
     if synchronised is False:
         return note("clock", f"{shown}, not synchronised yet", "let NTP reach its server, or set-ntp true")
     return ok("clock", f"{shown}, {'synchronised' if synchronised else 'NTP unknown'}")

@@ -149,7 +149,7 @@ def _told(damage: str, remains: Remains, aside: Path | None) -> str:
     kept = [f"{len(remains.interactions)} interactions"]
     lost = []
     if remains.missing is None:
-        lost.append("perhaps interactions")
+        lost.append("perhaps some interactions")
     elif remains.missing:
         lost.append(f"{remains.missing} interactions")
     for name, there in (

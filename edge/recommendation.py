@@ -9,7 +9,7 @@ from broker.errors import NothingYetError, UnknownItemError
 from edge.explanation import supporting_items
 from edge.personal import Personal
 from edge.scorer import Scorer, top_k
-from edge.store import DeviceStore
+from edge.store import DeviceStore, Model
 from trainer.params import sigmoid
 from trainer.taste import with_taste
 
@@ -58,6 +58,7 @@ def recommend(
     exclude_seen: bool = True,
     among: Sequence[str] | None = None,
     explain: bool = False,
+    in_use: Model | None = None,
 ) -> Recommendations:
     """Give the `count` best items.
 
@@ -73,6 +74,8 @@ def recommend(
         Only these items.
     explain : bool
         Say which of the user's own items speak for each.
+    in_use : Model, optional
+        The table in use by a running ``start``, which may not be stored yet.
 
     Raises
     ------
@@ -83,7 +86,7 @@ def recommend(
     CorruptError
         When the table is damaged.
     """
-    model = store.model()
+    model = in_use if in_use is not None and _fits(in_use, store) else store.model()
     if model is None:
         raise NothingYetError(
             "there is no model on this device yet; run edge-client start while its broker and aggregator run"
@@ -124,4 +127,14 @@ def recommend(
             )
             for rank, (item, score, rows) in enumerate(zip(keys, scores, because, strict=True), 1)
         ],
+    )
+
+
+def _fits(newest: Model, store: DeviceStore) -> bool:
+    """Tell whether a table goes with the catalogue and the personal state that are stored just now."""
+    stored = store.model_head()
+    return (
+        newest.head.follows(stored)
+        and stored is not None
+        and (newest.head.catalogue_sha256 == stored.catalogue_sha256)
     )

@@ -18,13 +18,24 @@ from edge.api.endpoints import Endpoints
 from edge.api.server import ApiServer, Listener, local_port, socket_file
 from edge.config import SOCKET_NAME, TOKEN_NAME, DeviceConfig, open_store
 from edge.homelink import HomeLink, left_behind, place_of
+from edge.store import Model
 
 _TOKEN_BYTES = 32
 
 
 @contextmanager
-def services(config: DeviceConfig, directory: Path, say: Callable[[str], None]) -> Iterator[None]:
+def services(
+    config: DeviceConfig,
+    directory: Path,
+    say: Callable[[str], None],
+    newest: Callable[[], Model | None] = lambda: None,
+) -> Iterator[None]:
     """Serve and link until the block ends. The caller holds the directory's lock.
+
+    Parameters
+    ----------
+    newest : callable
+        Gives the newest table, which may be in memory only; called by another thread.
 
     Raises
     ------
@@ -38,7 +49,7 @@ def services(config: DeviceConfig, directory: Path, say: Callable[[str], None]) 
         listeners = _listeners(config, directory, say, stack)
         if listeners:
             store = stack.enter_context(closing(open_store(directory)))
-            server = ApiServer(listeners, Endpoints(config, store, token(directory)))
+            server = ApiServer(listeners, Endpoints(config, store, token(directory), newest))
             server.start()
             stack.callback(server.stop)
         _link_home(config, directory, say, stack)

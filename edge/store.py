@@ -274,6 +274,10 @@ class DeviceStore(Database):
         held = self.fact(erasure.HELD_HEAD)
         return self._kept_head() if held is None else self._head(held)
 
+    def holds_newer(self) -> bool:
+        """Tell whether the newest table is, or was, in the memory of ``start`` only."""
+        return self.fact(erasure.HELD_HEAD) is not None
+
     def table_allowance(self) -> tuple[float, float] | None:
         """Give what was left to write for newer tables, in bytes, and when, in seconds since the epoch."""
         left, at = (self.fact(name) for name in _ALLOWANCE)

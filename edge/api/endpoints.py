@@ -30,7 +30,7 @@ from edge.facts import device_facts
 from edge.interaction import read_interaction
 from edge.recommendation import recommend
 from edge.scorer import Scorer, make_scorer
-from edge.store import DeviceStore
+from edge.store import DeviceStore, Model
 
 _LOG = logging.getLogger(__name__)
 
@@ -68,9 +68,18 @@ class Endpoints:
         Of its own: one thread alone works on it.
     token : str
         What who does not come through the socket file must know.
+    newest : callable
+        Gives the newest table, which may be in memory only.
     """
 
-    def __init__(self, config: DeviceConfig, store: DeviceStore, token: str) -> None:
+    def __init__(
+        self,
+        config: DeviceConfig,
+        store: DeviceStore,
+        token: str,
+        newest: Callable[[], Model | None] = lambda: None,
+    ) -> None:
+        self._newest = newest
         self._config = config
         self._store = store
         self._token = token.encode()
@@ -178,6 +187,7 @@ class Endpoints:
             exclude_seen=choice.exclude_seen,
             among=choice.among,
             explain=choice.explain,
+            in_use=self._newest(),
         )
         return Response.of(asdict(found))
 

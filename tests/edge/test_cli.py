@@ -127,6 +127,13 @@ def look(request: pytest.FixtureRequest, call: Call) -> Callable[[Path], Outcome
     return lambda directory: call(command, "--dir", directory, *USES[command])
 
 
+@pytest.fixture(params=sorted(USES.keys() - {"record"}))
+def configured(request: pytest.FixtureRequest, call: Call) -> Callable[[Path], Outcome]:
+    """Give each command that needs the settings."""
+    command: str = request.param
+    return lambda directory: call(command, "--dir", directory, *USES[command])
+
+
 def test_directory_that_was_not_set_up_says_how(use: Callable[[Path], Outcome], tmp_path: Path) -> None:
     """And is left as it is, whether it exists or not."""
     for path in (tmp_path, tmp_path / "nowhere"):
@@ -172,20 +179,27 @@ def test_directory_that_is_damaged_says_so(look: Callable[[Path], Outcome], dire
     ],
 )
 def test_configuration_that_is_broken_names_its_file(
-    use: Callable[[Path], Outcome], directory: Path, content: bytes, words: tuple[str, ...]
+    configured: Callable[[Path], Outcome], directory: Path, content: bytes, words: tuple[str, ...]
 ) -> None:
     """And what is wrong with it."""
     (directory / CONFIG_NAME).write_bytes(content)
-    assert_refused(use(directory), ExitCode.CONFIG, str(directory / CONFIG_NAME), *words)
+    assert_refused(configured(directory), ExitCode.CONFIG, str(directory / CONFIG_NAME), *words)
+
+
+def test_record_needs_no_settings(call: Call, directory: Path) -> None:
+    """What is wrong in them must not cost an interaction."""
+    (directory / CONFIG_NAME).write_bytes(b"[")
+    assert call("record", "--dir", directory, "apple").code == ExitCode.OK
+    assert [item for item, _ in interactions_in(directory)] == ["apple"]
 
 
 def test_environment_that_is_wrong_is_refused(
-    use: Callable[[Path], Outcome], directory: Path, monkeypatch: pytest.MonkeyPatch
+    configured: Callable[[Path], Outcome], directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A variable is as good as an entry, and as bad."""
     monkeypatch.setenv("PFEDREC_SCORER", "abacus")
     assert_refused(
-        use(directory), ExitCode.CONFIG, "scorer is 'abacus'; it must be one of auto, tflite, numpy"
+        configured(directory), ExitCode.CONFIG, "scorer is 'abacus'; it must be one of auto, tflite, numpy"
     )
 
 
@@ -410,7 +424,26 @@ def test_recommend_lists_the_best_items(call: Call, trained: Path) -> None:
     found = call("recommend", "--dir", trained, "--top", "3")
     assert found.code == ExitCode.OK
     assert found.out.splitlines() == ["   1  0.8520  apple", "   2  0.8520  fig", "   3  0.7773  cheese"]
-    assert found.err == "no training yet: the order is the fleet's, the same for every new user\n"
+    why = "start is not running"
+    assert found.err == f"no training yet ({why}): the order is the fleet's, the same for every new user\n"
+
+
+def test_recommend_tells_of_what_it_leaves_out(call: Call, trained: Path, tmp_path: Path) -> None:
+    """Items that nobody knows, and a list with nothing left in it."""
+    seen = tmp_path / "seen"
+    call("record", "--dir", trained, "apple")
+    seen.write_text("apple\nnobody knows\n")
+    found = call("recommend", "--dir", trained, "--filter", seen)
+    assert (found.code, found.out) == (ExitCode.OK, "")
+    assert "1 of 2 items to choose among are not in the catalogue" in found.err
+    assert "nothing is left to recommend" in found.err
+
+
+def test_record_of_a_far_future_says_how_to_take_it_back(call: Call, trained: Path) -> None:
+    """A mistyped year would make the clock look wrong for years."""
+    found = call("record", "--dir", trained, "apple", "--at", "2099-05-01")
+    assert found.code == ExitCode.OK
+    assert f"edge-client forget --dir {trained} --from 2099-05-01" in found.err
 
 
 def test_recommend_gives_json(call: Call, trained: Path) -> None:

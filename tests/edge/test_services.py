@@ -17,10 +17,10 @@ from liblistenbrainz.errors import InvalidAuthTokenException, ListenBrainzAPIExc
 from broker.embedded import free_port
 from broker.exit_codes import ExitCode
 from edge.config import SOCKET_NAME, TOKEN_NAME
-from tests.brokers import HOST
-from tests.edge.builders import ITEM_KEYS, a_head, a_table
+from tests.brokers import HOST, RunningBroker
+from tests.edge.builders import ITEM_KEYS, a_head, a_plan, a_table
 from tests.edge.calling import SocketFileConnection, a_device, stored
-from tests.edge.running import RunningCommand, looking_at, wait_until
+from tests.edge.running import PlayedAggregator, RunningCommand, a_directory, looking_at, wait_until
 
 pytestmark = pytest.mark.process
 
@@ -55,6 +55,46 @@ def device(tmp_path: Path) -> Iterator[Device]:
     device = Device(a_device(tmp_path / "me"))
     with device.start():
         yield device
+
+
+@pytest.mark.mqtt
+def test_recommendations_come_from_the_table_in_use(tmp_path: Path, mosquitto: RunningBroker) -> None:
+    """By the API, and by the command, which asks it; from the stored one once nobody has a newer one."""
+    directory = a_directory(tmp_path / "me", "shop", mosquitto.url)
+    quick = a_plan(check_in_s=0.2)
+    call = ["recommend", "--dir", str(directory), "--json", "--include-seen", "--filter"]
+    every = tmp_path / "all"
+    every.write_text("\n".join(ITEM_KEYS))
+
+    def version() -> int:
+        found: dict[str, Any] = json.loads(run_to_end(*call, str(every)))
+        assert len(found["items"]) == len(ITEM_KEYS)
+        return int(found["version"])
+
+    with PlayedAggregator(mosquitto, "shop") as aggregator:
+        aggregator.publish(a_head(3, plan=quick), a_table())
+        with RunningCommand("edge-client", "start", "--dir", str(directory), PFEDREC_TABLE_WRITES_MB="1e-9"):
+            wait_until(lambda: stored_version(directory) == 3, "the first table")
+            newer = a_table(seed=4)
+            aggregator.publish(a_head(4, table=newer, plan=quick), newer)
+            wait_until(lambda: version() == 4, "the newer one")
+            assert stored_version(directory) == 3
+    assert version() == 3
+
+
+def stored_version(directory: Path) -> int | None:
+    """Give the version of the table in the database."""
+    with looking_at(directory) as store:
+        return store.remembered().version
+
+
+def run_to_end(*arguments: str) -> str:
+    """Run a command that must succeed; give what it prints."""
+    script = "from edge.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], check=True, capture_output=True, text=True
+    )
+    return done.stdout
 
 
 def listens(count: int, begin: int = 1_500_000_000) -> list[Any]:
