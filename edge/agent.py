@@ -275,7 +275,7 @@ class Agent:
             return
         report = self._compare(download.head, table)
         self._holding.hold(download.head, table, catalogue, time.time())
-        if catalogue is not None:
+        if self._holding.is_stored:  # with what does not fit it any more dropped
             self._personal = self._store.personal()
         if report is not None:
             self._publish(self._topics.quality(self._config.device_id), encode(report))
@@ -292,6 +292,8 @@ class Agent:
         """Give what the fleet's guard asks of some devices: how a new table does beside the one here."""
         before, interacted = self._holding.model, self._interacted
         if before is None or interacted is None or before.head.instance != head.instance:
+            return None
+        if head.version <= before.head.version:  # set back: nothing to compare
             return None
         if not head.asks(self._config.device_id):
             return None

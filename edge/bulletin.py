@@ -12,6 +12,8 @@ from edge.guards import Permission
 from edge.session import Session
 from edge.store import DeviceStore
 
+IN_USE = "version_in_use"
+"""A fact: the version of the table that ``start`` works with."""
 _TELL_AGAIN_S = 600.0
 """At most so often a moment alone is told anew."""
 _SETTLE_S = 1.0
@@ -77,6 +79,7 @@ class Bulletin:
             look_within_s=told[5],
             unknown_facts=", ".join(unknown),
             head_complaint=complaint,
+            **{IN_USE: session.version},
         )
 
     def end(self) -> None:

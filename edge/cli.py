@@ -242,6 +242,8 @@ def recommend(
             result = recommend_by_start(
                 directory, top, exclude_seen=exclude_seen, among=choice, explain=explain
             )
+            if result is None and is_in_use(directory):
+                say("start, which holds a newer table, does not answer; this is from the stored one")
         result = result or best_items(
             store,
             make_scorer(config.scorer_choice),

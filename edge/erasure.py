@@ -19,7 +19,9 @@ ASKED_FOR = "asked_for"
 """A fact: what the broker still sends of a download that was cut off, until it is told not to."""
 HELD_HEAD = "held_head"
 """A fact: the head of the newest table, where that was held in memory only."""
-_KEPT_BY_RESET = ("connection", LEFT_ON_BROKERS, ASKED_FOR)
+HEAD_KEY = "head_key"
+"""A fact: the newest key that has signed a head here; earlier ones count no more."""
+_KEPT_BY_RESET = ("connection", LEFT_ON_BROKERS, ASKED_FOR, HEAD_KEY)
 """Of the first: its statuses must go on to grow, or the fleet takes them for old last wills."""
 
 _ALL_NAMES = (

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from edge import moment
-from edge.bulletin import read_bulletin
+from edge.bulletin import IN_USE, read_bulletin
 from edge.config import DeviceConfig
 from edge.putaside import damaged_files
 from edge.scorer import available_scorer_name
@@ -24,7 +24,8 @@ def device_facts(config: DeviceConfig, store: DeviceStore, *, running: bool) -> 
     """
     stored, interacted, remembered = store.model_head(), store.interacted(), store.remembered()
     # What is in memory only is nobody's once `start` has ended.
-    head = remembered.held if running and stored is not None else stored
+    in_memory = running and remembered.held is not None and remembered.held.version == store.fact(IN_USE)
+    head = remembered.held if in_memory and stored is not None else stored
     trained_at = store.fact("trained_at")
     return {
         "device_id": config.device_id,

@@ -6,8 +6,8 @@ with time pays for it. What a restart then finds is older than what was held; th
 after any time away. The store remembers which head was held (`DeviceStore.hold`), so that this does not look
 like news: nothing is contributed to a version twice, and no older head is believed.
 
-Always stored at once is a table that others depend on: the first, one with another catalogue, one of another
-aggregator's.
+Always stored at once is a table that others depend on: the first, one with another catalogue or number of
+rows, one of another aggregator's.
 """
 
 from collections.abc import Sequence
@@ -109,9 +109,12 @@ class Holding:
             Seconds since the epoch.
         """
         stored = self._stored
-        depended_on = catalogue is not None or not head.follows(stored)
+        depended_on = (
+            catalogue is not None or stored is None or not head.follows(stored) or head.rows != stored.rows
+        )
+        self._allowance = self._allowance.by(now)
         model = Model(head=head, table=table)
-        if depended_on or self._allowance.by(now).pays(_cost(model)):
+        if depended_on or self._allowance.pays(_cost(model)):
             self._store_table(model, catalogue, now)
         else:
             self._store.hold(head)
@@ -119,7 +122,8 @@ class Holding:
 
     def look(self, now: float) -> None:
         """Store the newest table if that has become possible."""
-        if not self.is_stored and self.model is not None and self._allowance.by(now).pays(_cost(self.model)):
+        self._allowance = self._allowance.by(now)
+        if not self.is_stored and self.model is not None and self._allowance.pays(_cost(self.model)):
             self._store_table(self.model, None, now)
 
     def end(self, now: float) -> None:

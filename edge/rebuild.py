@@ -32,7 +32,7 @@ from broker.protocol.topics import Topic
 from broker.protocol.versions import catalogue_bytes, sha256
 from broker.storage import connect_sqlite, named_failures, sync_directory
 from edge.config import DATABASE_NAME, alone, open_store
-from edge.erasure import ASKED_FOR, ERASURES, HELD_HEAD, LEFT_ON_BROKERS, REMOVED, WITHDRAWN
+from edge.erasure import ASKED_FOR, ERASURES, HEAD_KEY, HELD_HEAD, LEFT_ON_BROKERS, REMOVED, WITHDRAWN
 from edge.homeassistant import read_left_behind
 from edge.personal import Personal
 from edge.putaside import finish, rebuilt_name, stamp
@@ -78,6 +78,8 @@ class Remains:
         Topics that hold messages on home automation's brokers.
     held : bytes or None
         The head of the newest table, where that was in memory only.
+    head_key : str
+        The newest key that has signed a head here.
     """
 
     interactions: list[Interaction]
@@ -93,6 +95,7 @@ class Remains:
     identities: list[tuple[bytes, int]]
     left_on_brokers: dict[str, list[Topic]]
     held: bytes | None
+    head_key: str
 
     @property
     def missing(self) -> int | None:
@@ -224,6 +227,7 @@ def _remains(path: Path, interactions: list[Interaction]) -> Remains:
         identities=_identities(path, {row.id for row in interactions}),
         left_on_brokers=read_left_behind(facts.get(LEFT_ON_BROKERS)),
         held=_sound_head(facts.get(HELD_HEAD)),
+        head_key=head_key if isinstance(head_key := facts.get(HEAD_KEY), str) else "",
     )
 
 
@@ -356,6 +360,7 @@ def _fill(connection: sqlite3.Connection, remains: Remains, now: int) -> None:
     counts[REMOVED] = revision - len(remains.interactions) - counts.get(ERASURES, 0)
     counts["incarnation"] = secrets.randbits(53)
     left = {LEFT_ON_BROKERS: json.dumps(remains.left_on_brokers), ASKED_FOR: remains.asked_for}
+    left[HEAD_KEY] = remains.head_key
     connection.executemany("INSERT INTO facts (name, value) VALUES (?, ?)", list((counts | left).items()))
     connection.executemany("INSERT INTO receipts VALUES (?, ?)", list(remains.receipts.items()))
     if remains.personal is not None:

@@ -249,7 +249,8 @@ class DeviceStore(Database):
         """
         with self._transaction() as connection:
             held = self.held_head()
-            if not head.follows(held):
+            personal = self.personal()
+            if not head.follows(held) or (personal is not None and not personal.fits(table)):
                 connection.execute("DELETE FROM personal")
             _set_facts(connection, asdict(self._progress().with_table(head, held)))
             if allowance is not None:

@@ -2,8 +2,9 @@
 
 It does no input or output. Without keys every head is believed, as there is nothing to tell them apart by.
 
-A head's place in time is (session, version). An aggregator that signs numbers its sessions by its clock, in
-milliseconds, so a head that was signed once and is sent again later is behind, whatever directory it is from.
+A head's place in time, among those of one key, is (session, version). An aggregator that signs numbers its
+sessions by its clock, in milliseconds, so a head that was signed once and is sent again later is behind,
+whatever directory it is from.
 """
 
 from broker.errors import SignatureError
@@ -41,12 +42,21 @@ class Trust:
         names = [key.hex() for key in keys]
         # A file of other keys is the owner's decision; what was met with old ones says nothing about it.
         self._first = names.index(met_key) if met_key in names else 0
-        self._newest = (0, 0) if met is None or met.signature is None else (met.session, met.version)
+        self._newest = (0, 0)
+        if met is not None and self._keys and self._is_signed_by_first(met):
+            self._newest = met.session, met.version
 
     @property
     def met_key(self) -> str:
         """The newest key that has signed a head here."""
         return self._keys[self._first].hex() if self._keys else ""
+
+    def _is_signed_by_first(self, head: Head) -> bool:
+        try:
+            signer_of(head, self._fleet, self._keys[self._first : self._first + 1])
+        except SignatureError:
+            return False
+        return True
 
     def check(self, head: Head) -> bool:
         """Believe a head; tell whether it is the first of a later key, which must be remembered.
@@ -60,7 +70,8 @@ class Trust:
             return False
         try:
             place = self._first + signer_of(head, self._fleet, self._keys[self._first :])
-            if (head.session, head.version) < self._newest:
+            # A later key begins anew: the earlier one may have been stolen, and its heads number anything.
+            if place == self._first and (head.session, head.version) < self._newest:
                 raise SignatureError(  # noqa: TRY301 - one way to the count
                     f"the head of version {head.version} is older than one that was here before"
                 )

@@ -131,7 +131,8 @@ def init(
     if secure and not (directory / CONFIG_NAME).exists():
         from broker.aggregator.security import make_authority
 
-        make_authority(directory, config.fleet, hosts, datetime.now(UTC))
+        own = () if config.listen in ("0.0.0.0", "::", "127.0.0.1") else (config.listen,)  # noqa: S104
+        make_authority(directory, config.fleet, tuple(dict.fromkeys((*hosts, *own))), datetime.now(UTC))
     n_items = initialise(
         directory, config, items, dim=training.dim, scale=training.scale, seed=seed, created_at=time.time()
     )

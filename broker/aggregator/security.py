@@ -5,31 +5,46 @@ broker, mosquitto, then takes nobody without a certificate of it; a client's id 
 whatever it says itself; and its access rules keep a device to its own topics.
 """
 
+import shutil
 import socket
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
+from broker.address import BrokerAddress
 from broker.aggregator.config import AggregatorConfig
 from broker.authority.authority import CRL, REGISTER, Authority
 from broker.authority.bundle import write_bundle
 from broker.embedded import SecureListener
+from broker.errors import AlreadyInitialisedError
 from broker.protocol.topics import ROOT, FleetTopics
+from broker.storage import named_failures
 
 AUTHORITY_NAME = "authority"
 DEVICES_NAME = "devices"
 
 
 def make_authority(directory: Path, fleet: str, hosts: tuple[str, ...], now: datetime) -> Authority:
-    """Make an authority for a directory that is being set up; one of an ``init`` that was cut off is used.
+    """Make an authority for a directory that is being set up; one of the same ``init``, cut off, is used.
 
     Raises
     ------
     InputError, NotWritableError, DiskFullError, CorruptError
     """
     path = directory / AUTHORITY_NAME
+    names = list(dict.fromkeys([*hosts, "localhost", "127.0.0.1", socket.gethostname()]))
     if (path / REGISTER).exists():
-        return Authority(path)
-    names = [*hosts, "localhost", "127.0.0.1", socket.gethostname()]
+        found = Authority(path)
+        # The list of revoked certificates is written last.
+        if (found.fleet, found.hosts) == (fleet, names) and (path / CRL).exists():
+            return found
+        if any(entry.kind == "device" for entry in found.entries):
+            raise AlreadyInitialisedError(
+                f"{path} is the authority of fleet {found.fleet} at {found.host}, and devices have its "
+                "certificates; init with the same --fleet and --host, or remove it"
+            )
+        with named_failures(path):
+            shutil.rmtree(path)
     return Authority.make(path, fleet, names, now)
 
 
@@ -49,8 +64,13 @@ def add_device(
     authority = Authority(directory / AUTHORITY_NAME)
     bundle = directory / DEVICES_NAME / device
     issued = authority.issue_device(device, now, days)
-    broker = config.broker if "://" in config.broker else f"mqtts://{host or authority.host}:{config.port}"
-    write_bundle(bundle, authority, device, broker, issued)
+    if "://" in config.broker:
+        # Its name and password are the aggregator's own.
+        address = replace(BrokerAddress.parse(config.broker), username=None, password=None)
+        address = replace(address, host=host or address.host)
+    else:
+        address = BrokerAddress(host=host or authority.host, port=config.port, secure=True)
+    write_bundle(bundle, authority, device, str(address), issued)
     bundle.parent.chmod(0o700)
     return bundle
 

@@ -125,6 +125,11 @@ class Authority:
         )
 
     @property
+    def hosts(self) -> list[str]:
+        """The names of the broker."""
+        return list(self._hosts)
+
+    @property
     def host(self) -> str:
         """The first name of the broker: what devices are told to connect to."""
         return self._hosts[0]

@@ -575,6 +575,21 @@ def test_agent_that_stores_few_tables_contributes_once_to_each_version(
     assert (third.seq, third.base_version) == (3, 5)
 
 
+def test_agent_whose_aggregator_was_set_back_takes_its_table(
+    directory: Path, aggregator: PlayedAggregator
+) -> None:
+    """Though the guard asks this device how the version before did: there is none."""
+    record(directory, "bread", "egg", "fig", "date")
+    asking = a_plan(check_in_s=0.2, guard=1.0)
+    aggregator.publish(a_head(9, plan=asking), a_table())
+    with RunningAgent(directory):
+        aggregator.answer(aggregator.next_update())
+        older = a_table(seed=4)
+        aggregator.publish(a_head(7, table=older, plan=asking), older)
+        update = aggregator.next_update()
+    assert (update.seq, update.base_version) == (2, 7)
+
+
 # -- against a real aggregator ---------------------------------------------------------------------
 
 

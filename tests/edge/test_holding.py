@@ -179,6 +179,30 @@ def test_catalogue_is_written_only_where_it_is_another(store: DeviceStore, path:
     assert store.catalogue()[69:72] == ["item-00069", "other", "item-00071"]
 
 
+def test_clock_that_was_ahead_does_not_stop_storing(store: DeviceStore) -> None:
+    """What is left counts from the moment that the clock is right again."""
+    holding = Holding(store, per_day=COST)
+    hold(holding, 1, NOW + 9_000 * DAY, keys=ITEM_KEYS)
+    hold(holding, 2, NOW)
+    assert stored_version(store) == 1
+    again = Holding(store, per_day=COST)
+    hold(again, 3, NOW)
+    again.look(NOW + 2 * DAY)
+    assert stored_version(store) == 3
+
+
+def test_table_of_other_size_is_stored_and_drops_what_does_not_fit(store: DeviceStore) -> None:
+    """A directory that was set back may have fewer rows than the user's own view."""
+    holding = Holding(store, per_day=COST / 100)
+    hold(holding, 3, keys=ITEM_KEYS)
+    store.save_pass(a_personal_state(1), Progress(contributed_version=3), None)
+    personal = store.personal()
+    assert personal is not None
+    n_left = int(personal.own_rows.max())
+    hold(holding, 2, keys=ITEM_KEYS[:n_left])
+    assert (stored_version(store), store.personal()) == (2, None)
+
+
 moves = st.lists(st.tuples(st.floats(-2 * DAY, 2 * DAY), st.floats(1.0, 1e8)), max_size=60)
 
 

@@ -121,6 +121,18 @@ def test_damaged_database_is_made_anew(
     assert said == []
 
 
+def test_key_that_was_met_is_remembered(directory: Path) -> None:
+    """Or an earlier one, which may have been stolen, would count again."""
+    with looking_at(directory) as store:
+        store.set_facts(head_key="ab" * 32)
+    zeroed(directory / DATABASE_NAME)
+    store, _ = opened(directory)
+    with closing(store):
+        assert store.fact("head_key") == "ab" * 32
+        store.reset(5, keep_interactions=False)
+        assert store.fact("head_key") == "ab" * 32
+
+
 def test_listens_that_are_sent_again_still_count_once(directory: Path) -> None:
     """What tells them is carried over with them."""
     path = directory / DATABASE_NAME

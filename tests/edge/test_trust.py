@@ -101,6 +101,25 @@ def test_earlier_key_ends_with_the_first_head_of_a_later_one() -> None:
     Trust(FLEET, (KEYS[0],), later.met_key).check(signed(a_head(4), key=0))
 
 
+def test_rotation_ends_what_a_stolen_key_has_signed() -> None:
+    """Its last head may claim to be the newest for ever; the next key's first head is believed."""
+    last = signed(a_head(5, session=2**53))
+    trust = Trust(FLEET, KEYS[:2])
+    trust.check(last)
+    with pytest.raises(SignatureError, match="older"):
+        trust.check(signed(a_head(6, session=10)))
+    for process in (trust, Trust(FLEET, KEYS[:2], trust.met_key, last)):
+        assert process.check(signed(a_head(6, session=10), key=1))
+        with pytest.raises(SignatureError):
+            process.check(last)
+
+
+def test_head_that_was_never_checked_is_no_bound() -> None:
+    """It was here before the keys were."""
+    anybodys = replace(signed(a_head(9, session=2**53)), signature=bytes(64))
+    Trust(FLEET, KEYS[:1], "", anybodys).check(signed(a_head(1, session=3)))
+
+
 def test_key_file_is_read_as_it_was_written() -> None:
     """And nothing else is."""
     assert keys_from_text(keys_to_text(KEYS), "file") == KEYS

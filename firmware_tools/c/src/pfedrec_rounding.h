@@ -26,11 +26,11 @@ static inline float pfr_steps(float value, float scale, float levels)
     return (quotient <= -levels) ? -levels : pfr_nearest(quotient);
 }
 
-/* The larger of two magnitudes; a NaN is passed on as the first or dropped as the second. */
+/* The larger of two magnitudes; NaN where one is, so that a bound refuses it. */
 static inline float pfr_larger(float largest, float value)
 {
     const float magnitude = fabsf(value);
-    return (magnitude > largest) ? magnitude : largest;
+    return ((magnitude > largest) || isnan(magnitude)) ? magnitude : largest;
 }
 
 #endif
