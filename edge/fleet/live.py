@@ -29,6 +29,7 @@ from edge.fleet.aggregator_process import AggregatorProcess
 from edge.fleet.device import VirtualDevice
 from edge.fleet.evaluator import Evaluator
 from edge.fleet.mqtt import (
+    OWN_BROKER_S,
     QUIET,
     forget_lost_connections,
     notice_cancellation,
@@ -128,7 +129,7 @@ class LiveFleet:
         BrokerStartError
             When the aggregator ends.
         """
-        await wait_for_broker(self._settings.address, self._aggregator.require_running)
+        await wait_for_broker(self._settings.address, self._aggregator.require_running, OWN_BROKER_S)
         asyncio.get_running_loop().set_exception_handler(forget_lost_connections)
         try:
             async with asyncio.TaskGroup() as group:

@@ -18,6 +18,8 @@ QUIET = logging.getLogger(f"{__name__}.aiomqtt")
 QUIET.setLevel(logging.CRITICAL)
 
 BROKER_S = 10.0
+OWN_BROKER_S = 60.0
+"""One that the aggregator starts: on a busy machine its process takes long to come up."""
 _POLL_S = 0.1
 
 
@@ -56,9 +58,24 @@ async def forget_earlier_run(address: BrokerAddress, fleet: str) -> None:
         raise UnreachableError(f"what listens at {address} does not answer as an MQTT broker") from error
 
 
-async def wait_for_broker(address: BrokerAddress, require_running: Callable[[], None]) -> None:
-    """Wait until the broker takes connections: ours is being started by the aggregator just now."""
-    deadline = time.monotonic() + BROKER_S
+async def wait_for_broker(
+    address: BrokerAddress, require_running: Callable[[], None], within_s: float | None = None
+) -> None:
+    """Wait until the broker takes connections: ours is being started by the aggregator just now.
+
+    Parameters
+    ----------
+    require_running : callable
+        Raises when whoever starts it has ended.
+    within_s : float, optional
+        `BROKER_S` unless given.
+
+    Raises
+    ------
+    UnreachableError
+        When no broker answers.
+    """
+    deadline = time.monotonic() + (BROKER_S if within_s is None else within_s)
     while True:
         require_running()
         try:

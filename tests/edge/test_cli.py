@@ -120,7 +120,7 @@ def use(request: pytest.FixtureRequest, call: Call) -> Callable[[Path], Outcome]
     return lambda directory: call(command, "--dir", directory, *USES[command])
 
 
-@pytest.fixture(params=USES.keys() - {"start"})
+@pytest.fixture(params=sorted(USES.keys() - {"start"}))
 def look(request: pytest.FixtureRequest, call: Call) -> Callable[[Path], Outcome]:
     """Give each command that needs a sound database; ``start`` makes a new one of what is left."""
     command: str = request.param
