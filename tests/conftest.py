@@ -13,6 +13,8 @@ from tests.postgres import Cluster, programs, running_cluster
 
 # The machine that tests run on may be busy; what they wait for is trained all the same.
 os.environ["PFEDREC_TRAINING_MAX_LOAD_PER_CORE"] = "0"
+# Tests start aggregators at brokers that they know, hundreds of times; trying them out has tests of its own.
+os.environ["PFEDREC_TRY_BROKER"] = "false"
 # A shell starts background jobs with Ctrl-C ignored, and children inherit that; the tests of Ctrl-C need it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -206,7 +206,7 @@ def start(directory: Path, broker: str | None, port: int | None, log_format: str
     ):
         admission, lists = Admission(config.admission), FollowedLists(directory)
         lists.follow(admission)
-        if config.broker not in OWN_BROKERS and not config.secure:
+        if config.try_broker and config.broker not in OWN_BROKERS and not config.secure:
             _try_out(address, config.fleet)
         watch = None if config.metrics_port == 0 else _metrics(config, directory)
 

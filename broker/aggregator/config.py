@@ -38,6 +38,10 @@ class AggregatorConfig:
         "auto",
         "auto (mosquitto if installed, else the embedded amqtt), mosquitto, embedded, or mqtt[s]://HOST:PORT.",
     )
+    try_broker: bool = option(
+        default=True,
+        help_text="Whether start tries out a broker that is not its own, and says what a fleet would miss.",
+    )
     listen: str = option(
         "127.0.0.1", "Address that our own broker listens on; 0.0.0.0 lets devices in from other machines."
     )

@@ -60,6 +60,7 @@ def environment() -> dict[str, str]:
     """Give what the processes run with: tracebacks are printed, and devices train however busy it is."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PFEDREC_")}
     ours = {"PFEDREC_TRACEBACK": "1", "PFEDREC_TRAINING_MAX_LOAD_PER_CORE": "0", "OPENBLAS_NUM_THREADS": "1"}
+    ours["PFEDREC_TRY_BROKER"] = "false"  # its messages would be steps to be killed at
     return kept | ours
 
 

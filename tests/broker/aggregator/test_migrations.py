@@ -255,7 +255,7 @@ def test_path_below_a_file_cannot_be_used(tmp_path: Path) -> None:
     """A database where none can be is one sentence about the path."""
     (tmp_path / "file").write_bytes(b"")
 
-    with pytest.raises(NotWritableError, match="check the directory and its permissions"):
+    with pytest.raises(NotWritableError, match="not a directory; choose another directory"):
         SqliteStore(tmp_path / "file" / "state.sqlite3")
 
 

@@ -43,8 +43,8 @@ def test_systemd_hears_ready_reload_watchdog_and_stop(path: Path, tmp_path: Path
             )
         try:
             manager.hear("READY=1")
-            manager.hear("WATCHDOG=1")
             manager.hear("STATUS=version 0, connected")
+            manager.hear("WATCHDOG=1")
             config = path / CONFIG_NAME
             config.write_text(
                 config.read_text().replace("buffer = 32", "buffer = 8").replace('"fedbuff"', '"fedavg"')

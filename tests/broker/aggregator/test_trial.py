@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 
 from broker.address import BrokerAddress
+from broker.aggregator.config import AggregatorConfig
 from broker.aggregator.trial import Trial
 from broker.embedded import end_with_parent, free_port, mosquitto_path
 from broker.findings import Finding, Level
 from broker.probe import probe
 from broker.protocol.topics import FleetTopics
+from tests.broker.aggregator.fleet import make_directory
 from tests.brokers import HOST, PATIENCE_S, Peer, RunningBroker, require
+from tests.edge.running import RunningCommand
 
 pytestmark = pytest.mark.mqtt
 
@@ -77,6 +80,15 @@ def test_queue_of_a_mosquitto_as_debian_installs_it_is_too_short(tmp_path: Path)
         found = tried(address)
     assert levels(found) == {"queue": Level.PROBLEM}
     assert "max_queued_messages 0" in found["queue"].remedy
+
+
+def test_start_says_what_a_broker_of_somebody_elses_lacks(tmp_path: Path) -> None:
+    """Once, and goes on; whoever knows it says so."""
+    directory = make_directory(tmp_path / "a", AggregatorConfig(fleet="shop"))
+    with a_mosquitto(tmp_path, "allow_anonymous true") as address:
+        joined = ["--dir", str(directory), "--broker", str(address)]
+        with RunningCommand("edge-aggregator", "start", *joined, PFEDREC_TRY_BROKER="true") as running:
+            running.hear("max_queued_messages 0")
 
 
 def test_limit_on_messages_is_found(tmp_path: Path) -> None:
