@@ -61,7 +61,7 @@ def _plain(rows: NDArray[np.int64], after: Floats) -> bytes:
     return rows.astype("<u4").tobytes() + after[rows].astype("<f4").tobytes()
 
 
-def _rounded(before: Floats, after: Floats) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.int8]]:
+def _rounded(before: Floats, after: Floats) -> tuple[NDArray[np.bool_], NDArray[np.int32], NDArray[np.int8]]:
     """Give which rows took a rounded step, and the exponents and multiples of all that are nearest to one."""
     with np.errstate(invalid="ignore"):
         difference = after.astype(np.float64) - before
@@ -74,7 +74,7 @@ def _rounded(before: Floats, after: Floats) -> tuple[NDArray[np.bool_], NDArray[
     return stepped, powers, integers
 
 
-def _stepped(before: Floats, powers: NDArray[np.int64], multiples: NDArray[np.int8]) -> Floats:
+def _stepped(before: Floats, powers: NDArray[np.int32], multiples: NDArray[np.int8]) -> Floats:
     steps = np.ldexp(multiples.astype(np.float32), powers[:, None])
     with np.errstate(over="ignore", invalid="ignore"):
         after: Floats = before + steps
@@ -101,7 +101,7 @@ def with_delta(before: Floats, content: bytes, rows: int) -> Floats:
     at += 4 * n_replaced
     after[replaced] = np.frombuffer(content, "<f4", n_replaced * dim, at).reshape(-1, dim)
     at += 4 * n_replaced * dim
-    powers = np.frombuffer(content, "i1", n_stepped, at).astype(np.int64)
+    powers = np.frombuffer(content, "i1", n_stepped, at).astype(np.int32)
     if not ((powers >= LEAST_EXPONENT) & (powers <= _MOST_EXPONENT)).all():
         raise SchemaError(f"the exponents of a step must lie in {LEAST_EXPONENT}..{_MOST_EXPONENT}")
     multiples = np.frombuffer(content, "i1", n_stepped * dim, at + n_stepped).reshape(-1, dim)

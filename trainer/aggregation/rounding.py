@@ -22,10 +22,13 @@ _MOST = 127.25 / 128.0
 """Of the multiples; between 127 and 127.5, where neither a row nor what rounding made of it can lie."""
 
 
-def exponents(largest: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
-    """Give for rows' largest magnitudes, shape (n,), the least e with ``127.25 · 2^e`` not below them."""
+def exponents(largest: NDArray[np.floating[Any]]) -> NDArray[np.int32]:
+    """Give for rows' largest magnitudes, shape (n,), the least e with ``127.25 · 2^e`` not below them.
+
+    int32, as ``ldexp`` takes no wider exponents on 32-bit processors.
+    """
     fraction, power = np.frexp(largest)
-    found: NDArray[np.int64] = power.astype(np.int64) - 7 + (fraction > _MOST)
+    found: NDArray[np.int32] = power.astype(np.int32) - 7 + (fraction > _MOST)
     return np.maximum(found, LEAST_EXPONENT)
 
 

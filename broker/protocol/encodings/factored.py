@@ -37,7 +37,7 @@ from broker.protocol.encodings.interface import (
 )
 from broker.protocol.encodings.scaled import checked_scales, or_zero
 from broker.protocol.wire import TypedArray
-from trainer.params import Floats, Rows
+from trainer.params import Floats, Rows, as_index
 
 _LEVELS = np.float32(127.0)
 _COUNT_BYTES = 4
@@ -185,13 +185,13 @@ def _rows(distances: Rows, counts: Rows, n_items: int) -> Rows:
     last = upto[ends - 1] - before - 1
     if last.max() >= n_items:
         raise EncodingError(f"row {int(last.max())} of a table of {n_items}")
-    rows: Rows = upto - before.repeat(counts) - 1
+    rows: Rows = upto - before.repeat(as_index(counts)) - 1
     return rows
 
 
 def _product(rows: Rows, counts: Rows, values: Floats, directions: Floats) -> SparseChange:
     """Add up each row's values times their directions, in the order of the mini-batches."""
-    batch = np.arange(counts.size).repeat(counts)
+    batch = np.arange(counts.size).repeat(as_index(counts))
     order = rows.argsort(kind="stable")
     ascending = rows[order]
     first = np.concatenate(([True], ascending[1:] != ascending[:-1]))
@@ -248,7 +248,7 @@ class _Bytes:
         unit = or_zero(np.abs(directions).max(axis=1) / _LEVELS)
         return {
             "scales": or_zero(steps * unit),
-            "values": _integers(factors.values, steps.repeat(counts)),
+            "values": _integers(factors.values, steps.repeat(as_index(counts))),
             "directions": _integers(directions, unit[:, None]).ravel(),
         }
 
@@ -257,7 +257,7 @@ class _Bytes:
         require_size("values", body["values"].size, int(counts.sum()))
         require_size("directions", body["directions"].size, counts.size * dim)
         scales = checked_scales(body["scales"], "1e26")
-        values: Floats = body["values"] * scales.repeat(counts)
+        values: Floats = body["values"] * scales.repeat(as_index(counts))
         return values, body["directions"].astype(np.float32).reshape(-1, dim)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.errors import EncodingError
-from trainer.params import Rows
+from trainer.params import Rows, as_index
 
 MOST_BYTES = 5
 """Of one number: enough for 32 bits."""
@@ -45,7 +45,7 @@ def unpacked(content: NDArray[np.int8]) -> Rows:
     lengths = ends - starts + 1
     if lengths.max() > MOST_BYTES:
         raise EncodingError(f"gaps has a number of more than {MOST_BYTES} bytes")
-    place = np.arange(content.size) - starts.repeat(lengths)
+    place = np.arange(content.size) - starts.repeat(as_index(lengths))
     groups = content.astype(np.int64) & 0x7F
     numbers: Rows = np.add.reduceat(groups << 7 * place, starts)
     return numbers
