@@ -22,8 +22,8 @@ MAX_DIM = 1024
 def as_index(rows: Rows | Index) -> Index:
     """Give row numbers in numpy's own type of an index.
 
-    It is int64, and nothing is copied, but on a 32-bit processor it is int32; there `take`, `repeat` and
-    `bincount` refuse int64. (Indexing with ``[]`` takes either.)
+    It is int64, and nothing is copied, but on a 32-bit processor it is int32; there `take`, `repeat`,
+    `reduceat` and `bincount` refuse int64. (Indexing with ``[]`` takes either.)
     """
     return rows.astype(np.intp, copy=False)
 

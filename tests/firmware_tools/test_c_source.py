@@ -73,9 +73,18 @@ def test_build_systems_list_the_same_sources() -> None:
 @pytest.mark.parametrize("header", sorted(path.name for path in (CORE / "include" / "pfedrec").glob("*.h")))
 def test_header_stands_alone_in_c_and_cpp(header: str) -> None:
     """Each can be the first and only one."""
-    for language, standard in (("c", "c99"), ("c++", "c++11")):
-        command = ["cc", "-x", language, f"-std={standard}", "-Wall", "-Wextra", "-Werror", "-fsyntax-only"]
-        if language == "c++" and shutil.which("c++") is None:
+    for compiler, language, standard in (("cc", "c", "c99"), ("c++", "c++", "c++11")):
+        command = [
+            compiler,
+            "-x",
+            language,
+            f"-std={standard}",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            "-fsyntax-only",
+        ]
+        if shutil.which(compiler) is None:
             continue
         program = f'#include "pfedrec/{header}"\n'
         done = subprocess.run(

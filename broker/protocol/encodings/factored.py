@@ -244,7 +244,7 @@ class _Bytes:
     def write(self, factors: _Factors) -> dict[str, TypedArray]:
         counts, directions = factors.counts, factors.directions
         starts = np.cumsum(counts) - counts
-        steps = or_zero(np.maximum.reduceat(np.abs(factors.values), starts) / _LEVELS)
+        steps = or_zero(np.maximum.reduceat(np.abs(factors.values), as_index(starts)) / _LEVELS)
         unit = or_zero(np.abs(directions).max(axis=1) / _LEVELS)
         return {
             "scales": or_zero(steps * unit),

@@ -47,5 +47,5 @@ def unpacked(content: NDArray[np.int8]) -> Rows:
         raise EncodingError(f"gaps has a number of more than {MOST_BYTES} bytes")
     place = np.arange(content.size) - starts.repeat(as_index(lengths))
     groups = content.astype(np.int64) & 0x7F
-    numbers: Rows = np.add.reduceat(groups << 7 * place, starts)
+    numbers: Rows = np.add.reduceat(groups << 7 * place, as_index(starts))
     return numbers
