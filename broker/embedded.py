@@ -131,6 +131,11 @@ def free_port(host: str = "127.0.0.1") -> int:
     raise BrokerStartError(f"no free TCP port was found on {host}")
 
 
+def reachable_host(listen: str) -> str:
+    """Give where clients on this machine find a broker that listens on an address."""
+    return "127.0.0.1" if listen in ("0.0.0.0", "") else listen  # noqa: S104
+
+
 class OwnBroker:
     """A running broker of our own.
 
@@ -204,8 +209,7 @@ def own_broker(
                 preexec_fn=end_with_parent,  # noqa: PLW1509
             )
     try:
-        reachable = "127.0.0.1" if host in ("0.0.0.0", "") else host  # noqa: S104
-        address = BrokerAddress(host=reachable, port=port, secure=secure is not None)
+        address = BrokerAddress(host=reachable_host(host), port=port, secure=secure is not None)
         broker = OwnBroker(address, process, log_path)
         _wait_until_it_listens(broker, process.pid)
         yield broker

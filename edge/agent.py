@@ -26,6 +26,7 @@ from broker.protocol.versions import sha256
 from edge.bulletin import Bulletin
 from edge.config import WHILE_RUNNING, DeviceConfig, needs_restart, read_head_keys
 from edge.download import Download, all_filters
+from edge.erasure import HEAD_KEY
 from edge.guards import Permission, Reading, permission, unknown_facts
 from edge.holding import Holding
 from edge.personal import Personal, make_update
@@ -97,7 +98,7 @@ class Agent:
         self._trust = Trust(
             config.fleet,
             read_head_keys(config),
-            str(store.fact("head_key") or ""),
+            str(store.fact(HEAD_KEY) or ""),
             remembered.held,
         )
         self._personal: Personal | None = store.personal()
@@ -252,7 +253,7 @@ class Agent:
             self._no_head_at = None
             head = decode(message.payload, Head)
             if self._trust.check(head):
-                self._store.set_facts(head_key=self._trust.met_key)
+                self._store.set_facts(**{HEAD_KEY: self._trust.met_key})
             self._carry_out(self._session.head_received(head, now))
         elif address.kind == "receipt" and address.device == self._config.device_id:
             self._carry_out(self._session.receipt_received(decode(message.payload, Receipt), now))

@@ -226,7 +226,7 @@ def _remains(path: Path, interactions: list[Interaction]) -> Remains:
         waiting=len(_query(path, "SELECT seq FROM outbox")),
         identities=_identities(path, {row.id for row in interactions}),
         left_on_brokers=read_left_behind(facts.get(LEFT_ON_BROKERS)),
-        held=_sound_head(facts.get(HELD_HEAD)),
+        held=_sound_head(facts.get(HELD_HEAD))[0],
         head_key=head_key if isinstance(head_key := facts.get(HEAD_KEY), str) else "",
     )
 
@@ -247,19 +247,17 @@ def _identities(path: Path, kept: set[int]) -> list[tuple[bytes, int]]:
 
 def _head(path: Path) -> tuple[bytes | None, Head | None]:
     rows = _query(path, "SELECT head FROM model")
-    content = _sound_head(rows[0][0]) if rows else None
-    return content, None if content is None else decode(content, Head)
+    return _sound_head(rows[0][0]) if rows else (None, None)
 
 
-def _sound_head(content: object) -> bytes | None:
-    """Give an encoded head if it is one."""
+def _sound_head(content: object) -> tuple[bytes | None, Head | None]:
+    """Give an encoded head, and what it says; neither if it is none."""
     if type(content) is not bytes:
-        return None
+        return None, None
     try:
-        decode(content, Head)
+        return content, decode(content, Head)
     except PFedRecError:
-        return None
-    return content
+        return None, None
 
 
 def _table(path: Path, head: Head | None) -> bytes | None:

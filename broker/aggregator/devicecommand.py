@@ -59,7 +59,7 @@ def add(directory: Path, device: str, days: int, host: str | None) -> None:
 def revoke(directory: Path, device: str) -> None:
     """Revoke all certificates of a device: it gets no new connection.
 
-    A connection that is open lasts until it breaks; until then what the device sends counts.
+    A connection that is open lasts until it breaks; `device block` ends what it sends from counting.
 
     \b
     Example:
@@ -80,8 +80,7 @@ def block(directory: Path, devices: tuple[str, ...]) -> None:
     Example:
       edge-aggregator device block --dir shop kitchen-pi
     """
-    count = _change(directory, "blocked.txt", add=devices)
-    say(f"{count} device{'s are' if count != 1 else ' is'} blocked; see {directory / 'blocked.txt'}")
+    _change_blocked(directory, add=devices)
 
 
 @device.command()
@@ -94,8 +93,7 @@ def unblock(directory: Path, devices: tuple[str, ...]) -> None:
     Example:
       edge-aggregator device unblock --dir shop kitchen-pi
     """
-    count = _change(directory, "blocked.txt", remove=devices)
-    say(f"{count} device{'s are' if count != 1 else ' is'} blocked; see {directory / 'blocked.txt'}")
+    _change_blocked(directory, remove=devices)
 
 
 @device.command()
@@ -112,21 +110,32 @@ def allow(directory: Path, devices: tuple[str, ...], *, remove: bool, everyone: 
     """
     if everyone == bool(devices):
         raise click.UsageError("give IDs or --everyone")
+    from broker.aggregator.devicelists import ALLOWED_NAME
+
+    path = directory / ALLOWED_NAME
     if everyone:
-        _change(directory, "allowed.txt")
-        (directory / "allowed.txt").unlink()
+        _change(path)
+        path.unlink()
         say("all devices may take part that are not blocked")
         return
-    count = _change(directory, "allowed.txt", **{"remove" if remove else "add": devices})
-    say(f"{count} device{'s' * (count != 1)} may take part, and no others; see {directory / 'allowed.txt'}")
+    count = _change(path, **{"remove" if remove else "add": devices})
+    say(f"{count} device{'s' * (count != 1)} may take part, and no others; see {path}")
 
 
-def _change(directory: Path, name: str, **changes: tuple[str, ...]) -> int:
+def _change_blocked(directory: Path, **changes: tuple[str, ...]) -> None:
+    from broker.aggregator.devicelists import BLOCKED_NAME
+
+    path = directory / BLOCKED_NAME
+    count = _change(path, **changes)
+    say(f"{count} device{'s are' if count != 1 else ' is'} blocked; see {path}")
+
+
+def _change(path: Path, **changes: tuple[str, ...]) -> int:
     from broker.aggregator.devicelists import change_list
     from broker.aggregator.directory import load_config
 
-    load_config(directory, os.environ)
-    return change_list(directory / name, **changes)
+    load_config(path.parent, os.environ)
+    return change_list(path, **changes)
 
 
 @device.command("list")

@@ -17,6 +17,7 @@ from broker.aggregator.examination import ledger_agrees
 from broker.aggregator.security import AUTHORITY_NAME
 from broker.aggregator.trial import Trial
 from broker.authority.authority import Authority
+from broker.embedded import reachable_host
 from broker.errors import ConfigError, FileUnreadableError, PFedRecError
 from broker.findings import Finding, note, ok, problem, unchecked
 from broker.protocol.topics import FleetTopics
@@ -67,12 +68,10 @@ def address_of(directory: Path, config: AggregatorConfig) -> BrokerAddress:
     NotInitialisedError, CorruptError
         When it is secure and its authority is missing or damaged.
     """
-    text = config.broker
-    if text in OWN_BROKERS:
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.listen, config.listen)  # noqa: S104
-        shown = f"[{host}]" if ":" in host else host
-        text = f"mqtt{'s' * config.secure}://{shown}:{config.port}"
-    address = BrokerAddress.parse(text)
+    if config.broker in OWN_BROKERS:
+        address = BrokerAddress(host=reachable_host(config.listen), port=config.port, secure=config.secure)
+    else:
+        address = BrokerAddress.parse(config.broker)
     if config.secure:
         address = address.with_tls(Authority(directory / AUTHORITY_NAME).aggregator_files)
     return address

@@ -48,15 +48,13 @@ def recommend_by_start(
     if among is not None:
         document["among"] = list(among)
     answer = ask(directory, "/v1/recommendations", document)
+    if answer is None:
+        return None
     try:
-        return (
-            None
-            if answer is None
-            else Recommendations(
-                version=answer["version"],
-                personal=answer["personal"],
-                items=[Recommended(**each) for each in answer["items"]],
-            )
+        return Recommendations(
+            version=answer["version"],
+            personal=answer["personal"],
+            items=[Recommended(**each) for each in answer["items"]],
         )
     except (TypeError, KeyError):
         return None  # another release's
