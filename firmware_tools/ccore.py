@@ -19,6 +19,7 @@ SOURCES = (
     "src/best.c",
     "src/cbor.c",
     "src/factored.c",
+    "src/frame.c",
     "src/messages.c",
     "src/model.c",
     "src/pass.c",

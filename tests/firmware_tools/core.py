@@ -62,6 +62,7 @@ def library() -> ctypes.CDLL:
         getattr(loaded, name).restype = ctypes.c_size_t if name == "shim_update_bytes" else ctypes.c_void_p
     loaded.shim_pass_rows.restype = ctypes.c_uint32
     loaded.shim_changes.restype = ctypes.c_uint32
+    loaded.shim_frames.restype = ctypes.c_uint32
     loaded.shim_status_text.restype = ctypes.c_char_p
     return loaded
 
@@ -362,3 +363,28 @@ def decode_model(content: bytes, room: int = 1 << 16) -> tuple[int, Floats]:
         ctypes.c_size_t(room),
     )
     return int(status), out[: rows.value]
+
+
+def frame_of(message: bytes, room: int | None = None) -> tuple[int, bytes]:
+    """Frame a message; give the status and the bytes, at most `room` of them."""
+    room = 2 * len(message) + 16 if room is None else room
+    out, used = np.empty(max(1, room), dtype=np.uint8), ctypes.c_size_t()
+    status = library().shim_frame_write(
+        message, ctypes.c_size_t(len(message)), pointer(out), ctypes.c_size_t(room), ctypes.byref(used)
+    )
+    return int(status), out[: used.value].tobytes()
+
+
+def messages_of(line: bytes, room: int) -> tuple[list[bytes], int]:
+    """Read a line with memory for messages of `room` bytes; give the messages, and the frames dropped."""
+    out = np.empty(5 * len(line) + 16, dtype=np.uint8)
+    dropped = ctypes.c_uint32()
+    count = library().shim_frames(
+        line, ctypes.c_size_t(len(line)), ctypes.c_size_t(room + 4), pointer(out), ctypes.byref(dropped)
+    )
+    content, messages, at = out.tobytes(), [], 0
+    for _ in range(count):
+        size = int.from_bytes(content[at : at + 4], "little")
+        messages.append(content[at + 4 : at + 4 + size])
+        at += 4 + size
+    return messages, dropped.value

@@ -17,11 +17,12 @@ import numpy as np
 
 from broker.protocol import messages
 from broker.protocol.deltas import delta_bytes
+from edge.gateway.frames import encode_frame
 from firmware_tools.ccore import C_FLAGS, SOURCES, core_directory
 from firmware_tools.modelfile import model_bytes
 from tests.firmware_tools import decoding
 
-TARGETS = ("head", "receipt", "chunk", "step", "model")
+TARGETS = ("head", "receipt", "chunk", "step", "model", "frame")
 _HARNESS = Path(__file__).parents[1] / "firmware_tools" / "c" / "fuzz.c"
 _LARGEST = 4096
 """Bytes of an input; longer ones have only more of the same."""
@@ -44,6 +45,9 @@ def seeds(target: str) -> list[bytes]:
             bytes([len(table) - 1, table.shape[1] - 1]) + delta_bytes(np.zeros_like(table), table)
             for table in tables
         ]
+    if target == "frame":
+        contents = (b"x", bytes(5), bytes(range(200)), b"\0".join([b"ab", b"", bytes([7]) * 120]))
+        return [bytes([200]) + b"".join(map(encode_frame, contents[:count])) for count in range(1, 5)]
     models = [decoding.model(rows, 3, integers=integers) for rows in (1, 4, 9) for integers in (False, True)]
     return [model_bytes(model) for model in models]
 

@@ -1,5 +1,5 @@
 /* One decoder of the core, given bytes by libFuzzer, or by the main function below where there is none.
- * The environment's TARGET chooses: 0 head, 1 receipt, 2 chunk, 3 step, 4 model. */
+ * The environment's TARGET chooses: 0 head, 1 receipt, 2 chunk, 3 step, 4 model, 5 a serial line's bytes. */
 #include "pfedrec/pfedrec.h"
 
 #include <stdio.h>
@@ -95,13 +95,47 @@ static void try_model(const uint8_t *data, size_t size)
     free(copy);
 }
 
+/* The first byte is the room. What was read is written again, and must be read as the same. */
+static void try_frames(const uint8_t *data, size_t size)
+{
+    static uint8_t line[PFR_FRAME_BYTES(256U)], again[256U + PFR_FRAME_CRC_BYTES];
+    pfr_frame_reader reader, second;
+    if (size < 1U) {
+        return;
+    }
+    uint8_t *bytes = malloc(data[0] + PFR_FRAME_CRC_BYTES);
+    if (bytes == NULL) {
+        abort();
+    }
+    pfr_frame_begin(&reader, bytes, data[0] + PFR_FRAME_CRC_BYTES);
+    for (size_t i = 1; i < size; i++) {
+        if (pfr_frame_take(&reader, data[i])) {
+            pfr_buffer buffer = {line, sizeof line, 0};
+            int complete = 0;
+            look(bytes, reader.size);
+            if (reader.size > data[0] || pfr_frame_write(bytes, reader.size, pfr_buffer_append, &buffer) != PFR_OK) {
+                abort();
+            }
+            pfr_frame_begin(&second, again, sizeof again);
+            for (size_t k = 0; k < buffer.used; k++) {
+                complete += pfr_frame_take(&second, line[k]);
+            }
+            if (complete != 1 || second.size != reader.size || memcmp(again, bytes, reader.size) != 0) {
+                abort();
+            }
+        }
+    }
+    free(bytes);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static void (*const targets[])(const uint8_t *, size_t) = {try_head, try_receipt, try_chunk, try_step, try_model};
+    static void (*const targets[])(const uint8_t *, size_t) = {try_head, try_receipt, try_chunk,
+                                                               try_step, try_model,   try_frames};
     static void (*target)(const uint8_t *, size_t);
     if (target == NULL) {
         const char *chosen = getenv("TARGET");
-        if (chosen == NULL || chosen[0] < '0' || chosen[0] > '4') {
+        if (chosen == NULL || chosen[0] < '0' || chosen[0] > '5') {
             abort();
         }
         target = targets[chosen[0] - '0'];

@@ -287,6 +287,39 @@ int shim_model_misaligned(const uint8_t *bytes, size_t size)
     return (int)status;
 }
 
+/* Frame a message into a buffer of so many bytes; give the status. */
+int shim_frame_write(const uint8_t *message, size_t size, uint8_t *bytes, size_t most, size_t *used)
+{
+    uint8_t *copy = exactly(size, 1);
+    pfr_buffer buffer = {bytes, most, 0};
+    memcpy(copy, message, size);
+    const pfr_status status = pfr_frame_write(copy, size, pfr_buffer_append, &buffer);
+    free(copy);
+    *used = buffer.used;
+    return (int)status;
+}
+
+/* Read a line's bytes; give how many messages came, and write them one behind the other, each with its size. */
+uint32_t shim_frames(const uint8_t *line, size_t size, size_t most, uint8_t *out, uint32_t *dropped)
+{
+    uint8_t *bytes = exactly(most, 1);
+    pfr_frame_reader reader;
+    uint32_t count = 0;
+    pfr_frame_begin(&reader, bytes, most);
+    for (size_t i = 0; i < size; i++) {
+        if (pfr_frame_take(&reader, line[i])) {
+            const uint32_t length = (uint32_t)reader.size;
+            memcpy(out, &length, sizeof length);
+            memcpy(out + sizeof length, bytes, reader.size);
+            out += sizeof length + reader.size;
+            count++;
+        }
+    }
+    *dropped = reader.dropped;
+    free(bytes);
+    return count;
+}
+
 const char *shim_status_text(int status)
 {
     return pfr_status_text((pfr_status)status);

@@ -8,6 +8,7 @@
 #define PFEDREC_PFEDREC_H
 
 #include "best.h"
+#include "frame.h"
 #include "messages.h"
 #include "model.h"
 #include "pass.h"
