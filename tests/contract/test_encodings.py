@@ -41,9 +41,12 @@ def half_a_scale(levels: float, least: float | None = None) -> Callable[[Floats]
 
 
 def half_precision(change: Floats) -> NDArray[np.float64]:
-    """Eleven bits of each value, down to where the row's largest one makes it subnormal."""
+    """Eleven bits of each value, down to where the row's largest one or float32 makes it subnormal.
+
+    Processors differ in what they make of float32 below 2^-126: 32-bit ARM's vector unit takes it for zero.
+    """
     largest = np.abs(change).max(axis=1, keepdims=True).astype(np.float64)
-    floor = np.maximum(largest * 2.0**-39, float(np.finfo(np.float32).smallest_subnormal))
+    floor = np.maximum(largest * 2.0**-39, SMALLEST_NORMAL)
     return np.maximum(np.abs(change) * 2.0**-11, floor)
 
 

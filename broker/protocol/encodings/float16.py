@@ -25,7 +25,7 @@ class Float16:
     """``rows`` uint32 (n,), ``exponents`` int8 (n,), ``values`` float16 (n · dim).
 
     ``change = value · 2^exponent``. A value is off by 2^-11 of itself, or by 2^-39 of the row's largest
-    magnitude where that is more.
+    magnitude where that is more; one below 2^-126 may become zero, as some processors make it.
     """
 
     name = "float16"
