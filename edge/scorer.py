@@ -41,6 +41,7 @@ _RUNTIMES = ("tflite_runtime", "ai_edge_litert")
 _NUMPY_1_ONLY = "tflite_runtime"
 """Built for numpy 1. With numpy 2 its import prints a traceback, then ``Interpreter()`` fails."""
 
+_FLOAT32 = np.dtype(np.float32)
 _FEW = 32
 """Up to so many items are looked for one by one."""
 
@@ -146,6 +147,7 @@ class TfliteScorer:
         self._output = signature.get_output_details()["logits"]["index"]
         self._shape: tuple[int, ...] | None = None
         self._placed: Floats | None = None
+        self._placed_w, self._placed_b = b"", math.nan
         self._b = np.empty(1, dtype=np.float32)
         self._lock = Lock()
 
@@ -160,9 +162,7 @@ class TfliteScorer:
         with self._lock:
             self._fit(table.shape)
             self._place(table)
-            self._interpreter.set_tensor(self._input["w"], score_function.w[np.newaxis])
-            self._b[0] = score_function.b
-            self._interpreter.set_tensor(self._input["b"], self._b)
+            self._place_function(score_function)
             self._interpreter.invoke()
             result: Floats = self._interpreter.get_tensor(self._output)
         return result.reshape(-1)
@@ -172,6 +172,7 @@ class TfliteScorer:
             return
         # Forgotten first: after a failure in between, neither shape nor contents can be relied on.
         self._shape = self._placed = None
+        self._placed_w, self._placed_b = b"", math.nan
         self._interpreter.resize_tensor_input(self._input["items"], shape)
         self._interpreter.resize_tensor_input(self._input["w"], (1, shape[1]))
         self._interpreter.allocate_tensors()
@@ -186,6 +187,19 @@ class TfliteScorer:
         self._placed = None
         self._interpreter.set_tensor(self._input["items"], table)
         self._placed = table if frozen else None
+
+    def _place_function(self, score_function: ScoreFunction) -> None:
+        # It changes with a training pass only; to compare is cheaper than to hand over.
+        w, b = score_function.w.tobytes(), score_function.b
+        if w != self._placed_w:
+            self._placed_w = b""
+            self._interpreter.set_tensor(self._input["w"], score_function.w[np.newaxis])
+            self._placed_w = w
+        if b != self._placed_b:
+            self._placed_b = math.nan
+            self._b[0] = b
+            self._interpreter.set_tensor(self._input["b"], self._b)
+            self._placed_b = b
 
 
 def make_scorer(choice: ScorerChoice) -> Scorer:
@@ -250,7 +264,7 @@ def top_k(logits: Floats, k: int, exclude: Rows) -> Rows:
         raise ParameterError(f"logits have shape {logits.shape}; one number for each item was expected")
     if k < 0:
         raise ParameterError(f"k is {k}; it must not be negative")
-    if exclude.size and np.minimum.reduce(exclude) < 0:
+    if exclude.size and exclude.item(exclude.argmin()) < 0:
         raise ParameterError(f"an excluded row is {exclude.min()}; it must not be negative")
     try:
         few = _top_few(logits, k, exclude) if k <= _FEW else None
@@ -282,20 +296,23 @@ def _top_few(logits: Floats, k: int, exclude: Rows) -> Rows | None:
     a partition.
     """
     count = min(k, logits.size)
-    best = np.empty(count, dtype=np.int64)
     left = logits.copy()
     left[exclude] = lowest = -math.inf
     if not count:
-        return best
+        return np.empty(0, dtype=np.int64)
     argmax = left.argmax
-    for place in range(count - 1):
-        best[place] = row = argmax()
-        left[row] = lowest
-    best[-1] = row = argmax()
+    numbers: memoryview[Any] = left.data
+    best = []
+    for _ in range(count - 1):
+        row = argmax()
+        best.append(row)
+        numbers[row] = lowest
+    row = argmax()
+    best.append(row)
     # A NaN is the largest to argmax, so the first would be one; what is left out, the last.
-    if math.isnan(logits.item(best[0])) or not left.item(row) > lowest:
+    if math.isnan(logits.item(best[0])) or not numbers[row] > lowest:
         return None
-    return best
+    return np.array(best, dtype=np.int64)
 
 
 def read_model(file: Traversable | None = None) -> bytes:
@@ -398,7 +415,7 @@ def _arithmetic_kept() -> Iterator[None]:
 def _require_fit(table: Floats, score_function: ScoreFunction) -> None:
     w = score_function.w
     # Checked although the type says it: TFLite takes the bytes of a big-endian array as they are.
-    if table.dtype != np.float32 or w.dtype != np.float32:
+    if table.dtype != _FLOAT32 or w.dtype != _FLOAT32:
         raise ParameterError(f"the item table is {table.dtype} and w is {w.dtype}; both must be float32")
     if table.ndim != 2 or table.size == 0:
         raise ParameterError(
