@@ -49,11 +49,24 @@ def _literal(value: Any) -> str:
 
 
 def load(kind: type[_T], path: Path, environment: Mapping[str, str], **flags: Any) -> _T:
+    """Read a configuration; see `load_over`, with nothing over the file."""
+    return load_over(kind, path, environment, {}, flags)
+
+
+def load_over(
+    kind: type[_T],
+    path: Path,
+    environment: Mapping[str, str],
+    over: Mapping[str, Any],
+    flags: Mapping[str, Any],
+) -> _T:
     """Read a configuration.
 
     Parameters
     ----------
-    flags
+    over : mapping
+        Entries that win over the file's, tables entry by entry.
+    flags : mapping
         Values that win over the file and the environment; None means not given.
 
     Raises
@@ -70,9 +83,28 @@ def load(kind: type[_T], path: Path, environment: Mapping[str, str], **flags: An
         content = tomllib.loads(read_file(path).decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    config = _read(kind, content, str(path), ENVIRONMENT_PREFIX, environment)
+    config = _read(kind, _laid_over(content, over), str(path), ENVIRONMENT_PREFIX, environment)
     given = {name: value for name, value in flags.items() if value is not None}
     return cast("_T", dataclasses.replace(cast("Any", config), **given)) if given else config
+
+
+def _laid_over(content: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(content)
+    for name, value in over.items():
+        before = result.get(name)
+        both = isinstance(value, Mapping) and isinstance(before, Mapping)
+        result[name] = {**before, **value} if both and before is not None else value
+    return result
+
+
+def require_valid(kind: type[Any], content: Mapping[str, Any], where: str) -> None:
+    """Check entries that are no file yet.
+
+    Raises
+    ------
+    ConfigError
+    """
+    _read(kind, content, where, ENVIRONMENT_PREFIX, {})
 
 
 def _read(

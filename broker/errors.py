@@ -32,6 +32,14 @@
     │   ├── AddressInUseError           a port that we were to listen on
     │   ├── StoreLostError              a database server that does not answer: services retry
     │   └── StoreRefusedError           one that refuses us: never retried
+    ├── BundleError                   a release that is not taken; what is installed stays
+    │   ├── BundleDamagedError          no bundle, or changed after it was signed
+    │   ├── BundleCutOffError, BundleTooLargeError
+    │   ├── BundleUntrustedError        signed with a key that is none of the fleet's
+    │   ├── BundleForeignError          for another fleet
+    │   ├── BundleOlderError            not newer than what was here
+    │   ├── BundleUnfitError            for another processor or a later release of ours, or asks for too much
+    │   └── BundleForbiddenError        has what no bundle may have
     ├── TimedOutError                 a bounded wait that ended
     ├── AttentionError                an examination that found something to be done
     ├── WorkerDiedError               a process of our own that ended by itself
@@ -46,6 +54,15 @@ __all__ = [
     "AttentionError",
     "BlockedDeviceError",
     "BrokerStartError",
+    "BundleCutOffError",
+    "BundleDamagedError",
+    "BundleError",
+    "BundleForbiddenError",
+    "BundleForeignError",
+    "BundleOlderError",
+    "BundleTooLargeError",
+    "BundleUnfitError",
+    "BundleUntrustedError",
     "ConfigError",
     "CorruptError",
     "DataError",
@@ -225,6 +242,42 @@ class StoreLostError(LinkError):
 
 class StoreRefusedError(LinkError):
     """The database server refuses the user, or lacks the database; trying again would not help."""
+
+
+class BundleError(PFedRecError):
+    """A bundle whose release is not taken; nothing that works was touched."""
+
+
+class BundleDamagedError(BundleError):
+    """Something that is no bundle, or one that was changed after it was signed."""
+
+
+class BundleCutOffError(BundleError):
+    """A bundle whose end is missing."""
+
+
+class BundleTooLargeError(BundleError):
+    """A bundle of more bytes than are taken."""
+
+
+class BundleUntrustedError(BundleError):
+    """A bundle that is signed with none of the keys that are believed."""
+
+
+class BundleForeignError(BundleError):
+    """A bundle for another fleet."""
+
+
+class BundleOlderError(BundleError):
+    """A bundle with a release that is not newer than one that has worked here."""
+
+
+class BundleUnfitError(BundleError):
+    """A bundle that needs what this device does not have or does not allow."""
+
+
+class BundleForbiddenError(BundleError):
+    """A bundle with a file, a path or a setting that no bundle may have."""
 
 
 class TimedOutError(PFedRecError):

@@ -59,6 +59,15 @@ class ExitCode(IntEnum):
 
     ATTENTION = 50, "An examination found something that must be done."
 
+    BUNDLE_DAMAGED = 60, "A file is no bundle, or was changed after it was signed."
+    BUNDLE_CUT_OFF = 61, "A bundle's end is missing."
+    BUNDLE_TOO_LARGE = 62, "A bundle is larger than is allowed."
+    BUNDLE_UNTRUSTED = 63, "A bundle is signed with a key that is none of the fleet's."
+    BUNDLE_FOREIGN = 64, "A bundle is for another fleet."
+    BUNDLE_OLDER = 65, "A bundle's release is not newer than one that has worked here."
+    BUNDLE_UNFIT = 66, "A bundle needs what this device does not have or does not allow."
+    BUNDLE_FORBIDDEN = 67, "A bundle has a file, a path or a setting that no bundle may have."
+
     INTERRUPTED = 130, "Stopped by Ctrl-C."
     TERMINATED = 143, "Stopped by SIGTERM; a service that is told to stop ends with 0."
 
@@ -94,6 +103,15 @@ EXIT_CODE_OF: dict[type[errors.PFedRecError], ExitCode] = {
     errors.WorkerDiedError: ExitCode.WORKER_DIED,
     errors.MissingExtraError: ExitCode.MISSING_EXTRA,
     errors.AttentionError: ExitCode.ATTENTION,
+    errors.BundleDamagedError: ExitCode.BUNDLE_DAMAGED,
+    errors.BundleCutOffError: ExitCode.BUNDLE_CUT_OFF,
+    errors.BundleTooLargeError: ExitCode.BUNDLE_TOO_LARGE,
+    errors.BundleUntrustedError: ExitCode.BUNDLE_UNTRUSTED,
+    errors.BundleForeignError: ExitCode.BUNDLE_FOREIGN,
+    errors.BundleOlderError: ExitCode.BUNDLE_OLDER,
+    errors.BundleUnfitError: ExitCode.BUNDLE_UNFIT,
+    errors.BundleForbiddenError: ExitCode.BUNDLE_FORBIDDEN,
+    errors.BundleError: ExitCode.BUNDLE_DAMAGED,
     errors.PFedRecError: ExitCode.UNEXPECTED,
 }
 """The nearest class among an error's ancestors decides."""

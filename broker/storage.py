@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from broker.errors import (
     CorruptError,
@@ -221,8 +222,26 @@ def read_file(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        reason = os.strerror(error.errno).lower() if error.errno else str(error)
-        raise FileUnreadableError(f"{path} cannot be read: {reason}") from error
+        raise _unreadable(path, error) from error
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a file that the user named, which may be too large to be read at once.
+
+    Raises
+    ------
+    FileUnreadableError
+        When it is none; a folder, too.
+    """
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> FileUnreadableError:
+    reason = os.strerror(error.errno).lower() if error.errno else str(error)
+    return FileUnreadableError(f"{path} cannot be read: {reason}")
 
 
 def write_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:

@@ -13,7 +13,8 @@ from typing import Any, Literal
 from broker import configfile
 from broker.address import BrokerAddress
 from broker.configfile import option, section
-from broker.errors import AlreadyInitialisedError, ConfigError, FileUnreadableError
+from broker.errors import AlreadyInitialisedError, BundleForbiddenError, ConfigError, FileUnreadableError
+from broker.protocol.releases import SETTINGS
 from broker.protocol.signatures import keys_from_text
 from broker.protocol.topics import checked_id
 from broker.storage import (
@@ -177,6 +178,30 @@ def needs_restart(before: DeviceConfig, after: DeviceConfig) -> list[str]:
     """Name the settings that differ and that a running ``start`` cannot change."""
     names = [field.name for field in fields(DeviceConfig) if field.name not in WHILE_RUNNING]
     return [name for name in names if getattr(before, name) != getattr(after, name)]
+
+
+def checked_settings(content: bytes, where: str = SETTINGS) -> dict[str, Any]:
+    """Read the settings that a release changes: those that a running ``start`` can take, and no others.
+
+    What says who the device is, whom it believes, and what of its user's data it keeps, no release changes.
+
+    Raises
+    ------
+    BundleForbiddenError
+        When they are no TOML, or one is unknown, out of range or not a release's to change.
+    """
+    try:
+        settings = tomllib.loads(content.decode())
+        known = {"device_id": "any", "fleet": "any", "broker": "mqtt://localhost"}
+        others = settings.keys() - WHILE_RUNNING
+        if others:
+            raise ConfigError(  # noqa: TRY301 - one way to the sentence
+                f"a release may set {', '.join(sorted(WHILE_RUNNING))}, not {', '.join(sorted(others))}"
+            )
+        configfile.require_valid(DeviceConfig, known | settings, where)
+    except (ValueError, ConfigError) as error:
+        raise BundleForbiddenError(f"{where} is not allowed: {error}") from error
+    return settings
 
 
 def _place(address: BrokerAddress) -> tuple[str, int]:

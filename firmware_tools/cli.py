@@ -10,6 +10,7 @@ from broker.commandline import echo_facts, echo_json, run, say
 from broker.errors import InputError
 from broker.storage import read_file, write_atomically
 from firmware_tools import inspection, measuring
+from firmware_tools.bundlecommand import bundle
 from firmware_tools.c_export import (
     QUANTISATIONS,
     Exported,
@@ -264,6 +265,9 @@ def _measured(exported: Exported) -> measuring.Measured | None:
         say(f"the self-test was not run, as {', '.join(missing)} is missing here: {install}")
         return measuring.sizes(exported)
     return measuring.run(exported)
+
+
+cli.add_command(bundle)
 
 
 def main() -> None:

@@ -26,10 +26,10 @@ def signed_bytes(head: Head, fleet: str) -> bytes:
     return f"{FleetTopics(fleet).head}\n".encode() + encode(replace(head, signature=None))
 
 
-def keys_to_text(keys: tuple[bytes, ...]) -> str:
+def keys_to_text(keys: tuple[bytes, ...], signs: str = "heads") -> str:
     """Write a file of public keys, oldest first."""
     lines = [f"ed25519 {key.hex()}" for key in keys]
-    return "\n".join(["# Public keys of the fleet's heads, oldest first.", *lines, ""])
+    return "\n".join([f"# Public keys of the fleet's {signs}, oldest first.", *lines, ""])
 
 
 def keys_from_text(text: str, source: str) -> tuple[bytes, ...]:

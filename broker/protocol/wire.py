@@ -53,7 +53,7 @@ def is_typed_array(value: object) -> TypeGuard[TypedArray]:
     return value.dtype.newbyteorder("<") in _TAG_OF_DTYPE
 
 
-def loads(payload: bytes, max_bytes: int = MAX_MESSAGE_BYTES) -> object:
+def loads(payload: bytes, max_bytes: int = MAX_MESSAGE_BYTES, max_items: int = MAX_ITEMS) -> object:
     """Decode one message.
 
     Parameters
@@ -61,6 +61,8 @@ def loads(payload: bytes, max_bytes: int = MAX_MESSAGE_BYTES) -> object:
     max_bytes : int
         The largest payload to look at; larger than the default only for a message put together from
         chunks.
+    max_items : int
+        Data items at most; more than the default only for what is not a message.
 
     Returns
     -------
@@ -74,7 +76,7 @@ def loads(payload: bytes, max_bytes: int = MAX_MESSAGE_BYTES) -> object:
     """
     if len(payload) > max_bytes:
         raise MalformedError(f"{len(payload)} bytes; at most {max_bytes} are allowed here")
-    items = _check_structure(payload)
+    items = _check_structure(payload, max_items)
     try:
         value = cbor2.loads(payload, tag_hook=_array_of_tag)
     except (cbor2.CBORDecodeError, ValueError, OverflowError, TypeError) as error:
@@ -96,7 +98,7 @@ def _array_of_tag(*arguments: object) -> object:
     return np.frombuffer(tag.value, dtype=_DTYPE_OF_TAG[tag.tag])
 
 
-def _check_structure(payload: bytes) -> int:
+def _check_structure(payload: bytes, max_items: int) -> int:
     """Walk the items of `payload` without building any; give their number."""
     end = len(payload)
     at = 0
@@ -108,8 +110,8 @@ def _check_structure(payload: bytes) -> int:
             continue
         open_counts[-1] -= 1
         items += 1
-        if items > MAX_ITEMS:
-            raise MalformedError(f"more than {MAX_ITEMS} data items")
+        if items > max_items:
+            raise MalformedError(f"more than {max_items} data items")
         major, argument, at = _item_head(payload, at, end)
         if major in (2, 3):
             at += argument
@@ -118,7 +120,7 @@ def _check_structure(payload: bytes) -> int:
         elif major in (4, 5):
             if len(open_counts) > MAX_DEPTH:
                 raise MalformedError(f"nested deeper than {MAX_DEPTH}")
-            if argument > MAX_ITEMS:
+            if argument > max_items:
                 raise MalformedError(f"a container of {argument} items")
             open_counts.append(argument * (major - 3))
         elif major == 6:
