@@ -40,6 +40,7 @@
     │   ├── BundleOlderError            not newer than what was here
     │   ├── BundleUnfitError            for another processor or a later release of ours, or asks for too much
     │   └── BundleForbiddenError        has what no bundle may have
+    ├── BatchNotGenuineError          provisioned devices that are not as they were signed
     ├── TimedOutError                 a bounded wait that ended
     ├── AttentionError                an examination that found something to be done
     ├── WorkerDiedError               a process of our own that ended by itself
@@ -52,6 +53,7 @@ __all__ = [
     "AddressInUseError",
     "AlreadyInitialisedError",
     "AttentionError",
+    "BatchNotGenuineError",
     "BlockedDeviceError",
     "BrokerStartError",
     "BundleCutOffError",
@@ -278,6 +280,10 @@ class BundleUnfitError(BundleError):
 
 class BundleForbiddenError(BundleError):
     """A bundle with a file, a path or a setting that no bundle may have."""
+
+
+class BatchNotGenuineError(PFedRecError):
+    """A provisioned batch that is not whole, was changed, or is signed by nobody who is believed."""
 
 
 class TimedOutError(PFedRecError):

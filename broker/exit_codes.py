@@ -67,6 +67,10 @@ class ExitCode(IntEnum):
     BUNDLE_OLDER = 65, "A bundle's release is not newer than one that has worked here."
     BUNDLE_UNFIT = 66, "A bundle needs what this device does not have or does not allow."
     BUNDLE_FORBIDDEN = 67, "A bundle has a file, a path or a setting that no bundle may have."
+    BATCH_NOT_GENUINE = (
+        70,
+        "A provisioned batch is not whole, was changed, or is signed by nobody who is believed.",
+    )
 
     INTERRUPTED = 130, "Stopped by Ctrl-C."
     TERMINATED = 143, "Stopped by SIGTERM; a service that is told to stop ends with 0."
@@ -102,6 +106,7 @@ EXIT_CODE_OF: dict[type[errors.PFedRecError], ExitCode] = {
     errors.TimedOutError: ExitCode.TIMED_OUT,
     errors.WorkerDiedError: ExitCode.WORKER_DIED,
     errors.MissingExtraError: ExitCode.MISSING_EXTRA,
+    errors.BatchNotGenuineError: ExitCode.BATCH_NOT_GENUINE,
     errors.AttentionError: ExitCode.ATTENTION,
     errors.BundleDamagedError: ExitCode.BUNDLE_DAMAGED,
     errors.BundleCutOffError: ExitCode.BUNDLE_CUT_OFF,

@@ -8,6 +8,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import secrets
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,7 @@ def cli() -> None:
 @click.option(
     "--bundle",
     type=click.Path(path_type=Path, file_okay=False, readable=False),
-    help="What `edge-aggregator device add` has made; it holds all that is asked for here.",
+    help="What `edge-aggregator device add` or `firmware-tools provision` has made: all of the below.",
 )
 @click.option("--ca", "tls_ca", type=_FILE, help="With mqtts: who signs the broker's certificate.")
 @click.option("--cert", "tls_cert", type=_FILE, help="With mqtts: this device's certificate.")
@@ -71,16 +72,16 @@ def init(directory: Path, bundle: Path | None, **settings: Any) -> None:
     from edge.config import CONFIG_NAME, FILES, DeviceConfig, initialise, read_bundle
 
     given = {name: value for name, value in settings.items() if value is not None}
-    files: dict[str, Path] = {}
+    own_files = {name: given.pop(name) for name in FILES if name in given}
     if bundle is not None:
         bundled, files = read_bundle(bundle)
-        given = bundled | given
-    files |= {name: given.pop(name) for name in FILES if name in given}
-    missing = [name for name in ("device_id", "fleet", "broker") if name not in given]
-    if missing:
-        options = " and ".join(f"--{name.replace('_', '-')}" for name in missing)
-        raise click.UsageError(f"give {options}, or --bundle")
-    config = DeviceConfig(**given)
+        config, files = replace(bundled, **given), files | own_files
+    else:
+        missing = [name for name in ("device_id", "fleet", "broker") if name not in given]
+        if missing:
+            options = " and ".join(f"--{name.replace('_', '-')}" for name in missing)
+            raise click.UsageError(f"give {options}, or --bundle")
+        config, files = DeviceConfig(**given), own_files
     initialise(directory, config, files)
     say(f"{directory} is set up for device {config.device_id} of fleet {config.fleet}")
     say(f"settings: {directory / CONFIG_NAME}; run it with: edge-client start --dir {directory}")

@@ -210,8 +210,8 @@ def _place(address: BrokerAddress) -> tuple[str, int]:
     return "localhost" if local else host, address.port
 
 
-def read_bundle(path: Path) -> tuple[dict[str, str], dict[str, Path]]:
-    """Read what an operator has made for this device; give settings, and files by their setting.
+def read_bundle(path: Path) -> tuple[DeviceConfig, dict[str, Path]]:
+    """Read what an operator has made for this device; give its configuration, and files by their setting.
 
     Raises
     ------
@@ -220,13 +220,8 @@ def read_bundle(path: Path) -> tuple[dict[str, str], dict[str, Path]]:
     ConfigError
         When it is no bundle.
     """
-    source = path / BUNDLE_NAME
-    try:
-        content = tomllib.loads(read_file(source).decode())
-        settings = {name: str(content[name]) for name in ("device_id", "fleet", "broker")}
-    except (ValueError, KeyError) as error:
-        raise ConfigError(f"{source} is not what edge-aggregator device add has made") from error
-    return settings, {name: path / file for name, file in FILES.items()}
+    config = configfile.load(DeviceConfig, path / BUNDLE_NAME, {})
+    return config, {name: path / file for name, file in FILES.items()}
 
 
 def initialise(path: Path, config: DeviceConfig, files: Mapping[str, Path] | None = None) -> None:

@@ -21,6 +21,7 @@ from firmware_tools.c_export import (
     read_users,
 )
 from firmware_tools.convert import CONVERSIONS, Conversion, build_baked, build_scorer
+from firmware_tools.provisioncommand import provision
 from firmware_tools.targets import TARGETS
 
 
@@ -268,6 +269,7 @@ def _measured(exported: Exported) -> measuring.Measured | None:
 
 
 cli.add_command(bundle)
+cli.add_command(provision)
 
 
 def main() -> None:

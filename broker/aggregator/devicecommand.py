@@ -65,7 +65,7 @@ def revoke(directory: Path, device: str) -> None:
     Example:
       edge-aggregator device revoke --dir shop kitchen-pi
     """
-    count = _authority(directory).revoke(device, datetime.now(UTC))
+    count = _authority(directory).revoke([device], datetime.now(UTC))
     say(f"{count} certificate{'s' * (count != 1)} of {device} revoked")
     say("a broker of our own that runs takes note within a second; give others authority/crl.pem")
 

@@ -64,15 +64,18 @@ def add_device(
     authority = Authority(directory / AUTHORITY_NAME)
     bundle = directory / DEVICES_NAME / device
     issued = authority.issue_device(device, now, days)
+    write_bundle(bundle, authority, device, broker_for_devices(authority, config, host), issued)
+    bundle.parent.chmod(0o700)
+    return bundle
+
+
+def broker_for_devices(authority: Authority, config: AggregatorConfig, host: str | None = None) -> str:
+    """Give the broker's address as devices are told it; without `host` by the first name that it has."""
     if "://" in config.broker:
         # Its name and password are the aggregator's own.
         address = replace(BrokerAddress.parse(config.broker), username=None, password=None)
-        address = replace(address, host=host or address.host)
-    else:
-        address = BrokerAddress(host=host or authority.host, port=config.port, secure=True)
-    write_bundle(bundle, authority, device, str(address), issued)
-    bundle.parent.chmod(0o700)
-    return bundle
+        return str(replace(address, host=host or address.host))
+    return str(BrokerAddress(host=host or authority.host, port=config.port, secure=True))
 
 
 def secure_listener(authority: Authority) -> SecureListener:

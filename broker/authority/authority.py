@@ -8,6 +8,7 @@
         head.key  next-head.key       what heads are signed with, now and next
         head_key.pub                  the public halves: what devices pin
         register.json                 every certificate that was issued
+        batches/                      ids that were given many at once (`broker.authority.batches`)
 
 Secret files have mode 0600 from the moment they are made, the directory 0700. The register is written before
 a certificate leaves this module, so that one that exists can always be revoked. Everything is done under the
@@ -16,12 +17,13 @@ directory's lock: the commands of two operators come one after the other.
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
+from broker.authority.batches import Batch, read_batches, require_free, reserve, write_batch
 from broker.authority.certificates import Issued, Signer, load_head_key, make_ca, make_head_key
 from broker.errors import AlreadyInitialisedError, CorruptError, InputError
 from broker.protocol.messages import Head
@@ -32,6 +34,7 @@ from broker.tls import TlsFiles
 
 REGISTER = "register.json"
 CRL = "crl.pem"
+BATCHES = "batches"
 SERVER_DAYS = 1825
 _LOCK_WAIT_S = 30.0
 _SECRET = 0o600
@@ -139,6 +142,10 @@ class Authority:
         """Every certificate that was issued, in order."""
         return tuple(self._entries)
 
+    def device_names(self) -> set[str]:
+        """Give the devices that ever had a certificate."""
+        return {entry.name for entry in self._entries if entry.kind == "device"}
+
     def head_keys(self) -> tuple[bytes, ...]:
         """Give the public keys of heads, oldest first.
 
@@ -162,6 +169,18 @@ class Authority:
         except ValueError as error:
             raise CorruptError(f"{self.path / 'head.key'} is no Ed25519 key") from error
 
+    def sign(self, content: bytes) -> tuple[bytes, bytes]:
+        """Sign with the key of heads; give its public half and the signature.
+
+        What is signed must say what it is for (`broker.protocol.signatures`): the key has several.
+
+        Raises
+        ------
+        CorruptError
+            When the key's file is damaged.
+        """
+        return self.head_signer().sign_bytes(content)
+
     def issue_device(self, device: str, now: datetime, days: int) -> Issued:
         """Issue a device's certificate; those it has are not revoked.
 
@@ -169,30 +188,60 @@ class Authority:
         ------
         ParameterError
             When the id is not allowed.
+        InputError
+            When it is reserved for a batch that is not finished.
         """
         checked_id(device, "the device id")
         with self._changing():
-            return self._issue("device", device, now, days)
+            require_free(self.path / BATCHES, [device])
+            return self._issue("device", [device], now, days)[0]
+
+    def reserve(
+        self, request: dict[str, object], devices: Sequence[str] | None, now: datetime
+    ) -> tuple[Batch, bool]:
+        """Reserve ids for a batch; tell whether an earlier run had done so, and was cut off.
+
+        `broker.authority.batches.reserve` has the parameters and errors.
+        """
+        with self._changing():
+            return reserve(self.path / BATCHES, request, devices, self.device_names(), now)
+
+    def begun(self, request: dict[str, object]) -> Batch | None:
+        """Give the batch that was reserved for a request and is not finished."""
+        found = (each for each in read_batches(self.path / BATCHES) if not each.finished)
+        return next((each for each in found if each.request == request), None)
+
+    def issue_reserved(self, devices: Sequence[str], now: datetime, days: int) -> list[Issued]:
+        """Issue a certificate to each of some devices of a batch; the register is written once."""
+        with self._changing():
+            return self._issue("device", devices, now, days)
+
+    def finish(self, batch: Batch) -> None:
+        """Note that all of a batch is where it was asked for."""
+        with self._changing():
+            write_batch(self.path / BATCHES, replace(batch, finished=True))
 
     def renew(self, now: datetime) -> None:
         """Issue the broker's and the aggregator's certificates anew, in place."""
         with self._changing():
             self._renew(now)
 
-    def revoke(self, device: str, now: datetime) -> int:
-        """Revoke all certificates of a device; give how many, and write the list that brokers read.
+    def revoke(self, devices: Sequence[str], now: datetime) -> int:
+        """Revoke all certificates of devices; give how many, and write the list that brokers read.
 
         Raises
         ------
         InputError
-            When it never had one.
+            When one of them never had any; nothing was revoked.
         """
         with self._changing():
-            if not any(entry.kind == "device" and entry.name == device for entry in self._entries):
-                raise InputError(f"no certificate was ever issued to a device {device}")
-            count = 0
+            names, count = frozenset(devices), 0
+            if unknown := sorted(names - self.device_names()):
+                raise InputError(
+                    f"no certificate was ever issued to a device {unknown[0]}; nothing was revoked"
+                )
             for place, entry in enumerate(self._entries):
-                if entry.kind == "device" and entry.name == device and entry.revoked_at is None:
+                if entry.kind == "device" and entry.name in names and entry.revoked_at is None:
                     self._entries[place] = replace(entry, revoked_at=_moment(now))
                     count += 1
             self._save()
@@ -225,23 +274,26 @@ class Authority:
         except ValueError as error:
             raise CorruptError(f"{self.path / 'ca.key'} or ca.pem is damaged") from error
 
-    def _issue(self, kind: str, name: str, now: datetime, days: int) -> Issued:
-        signer = self._signer()
-        try:
-            if kind == "server":
-                issued = signer.server(self._hosts, now, days)
-            else:
-                issued = signer.client(name if kind == "device" else f"aggregator:{name}", now, days)
-        except (ValueError, OverflowError) as error:
-            raise InputError(f"no certificate can be made for {name}: {error}") from error
-        entry = Entry(kind=kind, name=name, serial=f"{issued.serial:x}", not_after=_moment(issued.not_after))
-        self._entries.append(entry)
+    def _issue(self, kind: str, names: Sequence[str], now: datetime, days: int) -> list[Issued]:
+        signer, made = self._signer(), []
+        for name in names:
+            try:
+                if kind == "server":
+                    issued = signer.server(self._hosts, now, days)
+                else:
+                    issued = signer.client(name if kind == "device" else f"aggregator:{name}", now, days)
+            except (ValueError, OverflowError) as error:
+                raise InputError(f"no certificate can be made for {name}: {error}") from error
+            made.append(issued)
+            self._entries.append(
+                Entry(kind=kind, name=name, serial=f"{issued.serial:x}", not_after=_moment(issued.not_after))
+            )
         self._save()
-        return issued
+        return made
 
     def _renew(self, now: datetime) -> None:
         for kind, name in (("server", "server"), ("aggregator", "aggregator")):
-            issued = self._issue(kind, "main", now, SERVER_DAYS)
+            (issued,) = self._issue(kind, ["main"], now, SERVER_DAYS)
             _write(self.path / f"{name}.key", issued.key)
             _write(self.path / f"{name}.pem", issued.certificate)
 
@@ -274,10 +326,16 @@ class HeadSigner:
         """Give the head with its signature."""
         return replace(head, signature=self._key.sign(signed_bytes(head, self._fleet)))
 
+    def sign_bytes(self, content: bytes) -> tuple[bytes, bytes]:
+        """Give the public half of the key (32 bytes) and its signature of `content` (64)."""
+        return self._key.public_key().public_bytes_raw(), self._key.sign(content)
+
 
 def _save(path: Path, fleet: str, hosts: list[str], entries: list[Entry]) -> None:
-    content = {"fleet": fleet, "hosts": hosts, "issued": [asdict(entry) for entry in entries]}
-    write_atomically(path / REGISTER, json.dumps(content, indent=1).encode(), mode=_SECRET)
+    # A certificate a line: for people, and as the json module writes 10,000 entries much faster so.
+    issued = ",\n".join(json.dumps(asdict(entry)) for entry in entries)
+    text = f'{{"fleet": {json.dumps(fleet)}, "hosts": {json.dumps(hosts)}, "issued": [\n{issued}\n]}}\n'
+    write_atomically(path / REGISTER, text.encode(), mode=_SECRET)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -18,23 +18,46 @@ CA_NAME, CERT_NAME, KEY_NAME, HEAD_KEY_NAME, DEVICE_NAME = (
 )
 
 
-def write_bundle(path: Path, authority: Authority, device: str, broker: str, issued: Issued) -> None:
-    """Write a device's bundle, the key readable by its owner alone.
+MODES = {KEY_NAME: 0o600}
+"""Of files that are not for everybody; the others' is 0644."""
+
+
+class Bundles:
+    """Makes the bundles of an authority's devices.
 
     Parameters
     ----------
     broker : str
-        Address of the broker as the device reaches it.
+        Address of the broker as the devices reach it.
+    settings : str
+        More entries of a device's configuration (TOML).
 
     Raises
     ------
-    NotWritableError, DiskFullError
+    FileUnreadableError
+    """
+
+    def __init__(self, authority: Authority, broker: str, settings: str = "") -> None:
+        self._common = {
+            CA_NAME: read_file(authority.path / "ca.pem"),
+            HEAD_KEY_NAME: read_file(authority.path / "head_key.pub"),
+        }
+        self._rest = f'fleet = "{authority.fleet}"\nbroker = "{broker}"\n{settings}'
+
+    def files(self, device: str, issued: Issued) -> dict[str, bytes]:
+        """Give a bundle's files by name; the one that marks it as whole is the last."""
+        own = {KEY_NAME: issued.key, CERT_NAME: issued.certificate}
+        return own | self._common | {DEVICE_NAME: f'device_id = "{device}"\n{self._rest}'.encode()}
+
+
+def write_bundle(path: Path, authority: Authority, device: str, broker: str, issued: Issued) -> None:
+    """Write a device's bundle, the key readable by its owner alone; `broker` is as for `Bundles`.
+
+    Raises
+    ------
+    NotWritableError, DiskFullError, FileUnreadableError
     """
     make_directory(path)
     path.chmod(0o700)
-    write_atomically(path / KEY_NAME, issued.key, mode=0o600)
-    write_atomically(path / CERT_NAME, issued.certificate)
-    write_atomically(path / CA_NAME, read_file(authority.path / "ca.pem"))
-    write_atomically(path / HEAD_KEY_NAME, read_file(authority.path / "head_key.pub"))
-    text = f'device_id = "{device}"\nfleet = "{authority.fleet}"\nbroker = "{broker}"\n'
-    write_atomically(path / DEVICE_NAME, text.encode())
+    for name, content in Bundles(authority, broker).files(device, issued).items():
+        write_atomically(path / name, content, mode=MODES.get(name, 0o644))

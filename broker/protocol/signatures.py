@@ -14,7 +14,7 @@ from dataclasses import replace
 from broker.errors import SignatureError
 from broker.protocol.ed25519 import KEY_BYTES, is_public_key, verify
 from broker.protocol.messages import Head, encode
-from broker.protocol.topics import FleetTopics
+from broker.protocol.topics import ROOT, FleetTopics
 from trainer.errors import ParameterError
 
 MAX_KEYS = 16
@@ -24,6 +24,11 @@ _LINE = re.compile(r"ed25519 ([0-9a-f]{64})")
 def signed_bytes(head: Head, fleet: str) -> bytes:
     """Give what the signature of a head is made over; the head's own signature does not matter."""
     return f"{FleetTopics(fleet).head}\n".encode() + encode(replace(head, signature=None))
+
+
+def provisioned_bytes(manifest: bytes, fleet: str) -> bytes:
+    """Give what the signature of a provisioned batch is made over: like a head's, under another name."""
+    return f"{ROOT}/{FleetTopics(fleet).fleet}/provision\n".encode() + manifest
 
 
 def keys_to_text(keys: tuple[bytes, ...], signs: str = "heads") -> str:

@@ -178,7 +178,7 @@ def test_revoked_certificate_is_refused_and_others_are_taken(fleet: Fleet) -> No
     assert probe(fleet.address(files), "thief").outcome == "accepts"
     watch = Revocations(fleet.authority)
     assert not watch.changed()
-    assert fleet.authority.revoke("thief", NOW) == 1
+    assert fleet.authority.revoke(["thief"], NOW) == 1
     assert watch.changed()
     assert not watch.changed()
     assert fleet.broker is not None
