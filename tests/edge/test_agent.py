@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -607,11 +607,13 @@ class Fleet:
         )
         self.device = a_directory(path / "device", name, broker.url)
 
-    def serve(self) -> RunningCommand:
-        """Start the aggregator."""
-        return RunningCommand(
-            "edge-aggregator", "start", "--dir", str(self.aggregator), "--broker", self.broker.url
-        )
+    @contextmanager
+    def serve(self) -> Iterator[RunningCommand]:
+        """Run the aggregator; a device that starts afterwards need not wait for it."""
+        arguments = ("--dir", str(self.aggregator), "--broker", self.broker.url)
+        with RunningCommand("edge-aggregator", "start", *arguments) as aggregator:
+            aggregator.hear("serving fleet")
+            yield aggregator
 
     def start(self, *options: str) -> RunningCommand:
         """Start the device's process."""
@@ -685,17 +687,16 @@ def test_device_outlives_an_aggregator_that_is_killed(tmp_path: Path, mosquitto:
     """What it sends meanwhile is counted, once, when the aggregator is there again."""
     fleet = Fleet(tmp_path, mosquitto, "killed", "--max-idle-passes", "1")
     record(fleet.device, *fleet.keys[:3])
-    with RunningAgent(fleet.device) as agent:
-        with fleet.serve() as aggregator:
-            wait_until(lambda: fleet.at_rest(1), "rest")
-            assert aggregator.end(signal.SIGKILL) == -signal.SIGKILL
+    with fleet.serve() as aggregator, RunningAgent(fleet.device) as agent:
+        wait_until(lambda: fleet.at_rest(1), "rest")
+        assert aggregator.end(signal.SIGKILL) == -signal.SIGKILL
         record(fleet.device, fleet.keys[7])
         with Peer(mosquitto.address, "peer", fleet.topics.update(DEVICE)) as peer:
             update = decode(bytes(peer.receive(fleet.topics.update(DEVICE)).payload), Update)
         assert update.seq == 2
-        with fleet.serve() as aggregator:
+        with fleet.serve() as another:
             wait_until(lambda: fleet.at_rest(2), "rest")
-            assert aggregator.end() == 0
+            assert another.end() == 0
         assert agent.sentences == []
 
 
