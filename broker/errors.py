@@ -12,7 +12,7 @@
     │   ├── HashMismatchError           a whole with the wrong SHA-256
     │   ├── SignatureError              a head that is not signed as it must be, or is an old one again
     │   └── NotAdmittedError            a device that may not send this
-    │       ├── BlockedDeviceError, UnlistedDeviceError
+    │       ├── BlockedDeviceError, UnlistedDeviceError, LapsedDeviceError
     │       └── RateLimitError, TooManyDevicesError, TooManyIncarnationsError
     ├── InputError                    what the user gave: correct it and call again
     │   ├── FileUnreadableError
@@ -77,6 +77,7 @@ __all__ = [
     "HashMismatchError",
     "InUseError",
     "InputError",
+    "LapsedDeviceError",
     "LinkError",
     "MalformedError",
     "MissingExtraError",
@@ -144,6 +145,10 @@ class BlockedDeviceError(NotAdmittedError):
 
 class UnlistedDeviceError(NotAdmittedError):
     """A device that is not on the operator's allow list."""
+
+
+class LapsedDeviceError(NotAdmittedError):
+    """A device none of whose certificates counts any more, on a connection that began when one did."""
 
 
 class RateLimitError(NotAdmittedError):

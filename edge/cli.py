@@ -89,6 +89,30 @@ def init(directory: Path, bundle: Path | None, **settings: Any) -> None:
 
 @cli.command()
 @_DIRECTORY
+@click.option(
+    "--bundle",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False, readable=False),
+    help="A new one for this device, of `device add` or `firmware-tools provision devices --renew`.",
+)
+def renew(directory: Path, bundle: Path) -> None:
+    """Take a bundle's certificate and key instead of those that are here; the rest stays as it is.
+
+    All of its files take their places or none, whatever happens meanwhile. `start` uses them when it is
+    started again.
+
+    \b
+    Example:
+      edge-client renew --dir me --bundle kitchen-pi
+    """
+    from edge.renewal import renew
+
+    config = renew(directory, bundle, os.environ)
+    say(f"{config.device_id} has new certificates; start it again to use them, then delete {bundle}")
+
+
+@cli.command()
+@_DIRECTORY
 @click.option("--broker", help="mqtt://HOST:PORT  [default: as configured]")
 @click.option("--seed", type=click.IntRange(0), help="Of all random draws.  [default: drawn]")
 @click.option("--verbose", is_flag=True, help="Log more.")
@@ -112,9 +136,11 @@ def start(directory: Path, broker: str | None, seed: int | None, *, verbose: boo
     from edge.agent import Agent
     from edge.config import load_config
     from edge.rebuild import open_sound_store
+    from edge.renewal import finish
     from edge.services import services
 
     set_up_logging(verbose=verbose)
+    finish(directory, os.environ)
     service = Service(Supervisor(), lambda: load_config(directory, os.environ, broker=broker), say)
     service.listen()
     config = load_config(directory, os.environ, broker=broker)

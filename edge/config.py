@@ -246,7 +246,7 @@ def initialise(path: Path, config: DeviceConfig, files: Mapping[str, Path] | Non
             "or choose another directory"
         )
     if files:
-        given = replace(config, **_settings({name: str(file) for name, file in files.items()}))
+        given = with_files(config, files)
         _ = (given.address.context(), read_head_keys(given))
         contents = {name: read_file(file) for name, file in files.items()}
     make_directory(path)
@@ -261,7 +261,7 @@ def initialise(path: Path, config: DeviceConfig, files: Mapping[str, Path] | Non
         for name in files or ():
             mode = 0o600 if name == "tls_key" else 0o644
             write_atomically(path / FILES[name], contents[name], mode=mode)
-        config = replace(config, **_settings({name: FILES[name] for name in files or ()}))
+        config = with_files(config, {name: FILES[name] for name in files or ()})
         # It may hold the broker's password.
         write_atomically(path / CONFIG_NAME, configfile.to_toml(config).encode(), mode=0o600)
 
@@ -276,11 +276,13 @@ def load_config(path: Path, environment: Mapping[str, str], **flags: object) -> 
     _require(path, CONFIG_NAME)
     config = configfile.load(DeviceConfig, path / CONFIG_NAME, environment, **flags)
     named = {name: getattr(config, name) for name in FILES if getattr(config, name)}
-    return replace(config, **_settings({name: str(path / file) for name, file in named.items()}))
+    return with_files(config, {name: path / file for name, file in named.items()})
 
 
-def _settings(files: dict[str, str]) -> dict[str, Any]:
-    return dict(files)
+def with_files(config: DeviceConfig, files: Mapping[str, Path | str]) -> DeviceConfig:
+    """Give the configuration with these files, by the settings that name them (`FILES`)."""
+    settings: dict[str, Any] = {name: str(file) for name, file in files.items()}
+    return replace(config, **settings)
 
 
 def read_head_keys(config: DeviceConfig) -> tuple[bytes, ...]:

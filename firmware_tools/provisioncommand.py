@@ -1,12 +1,12 @@
 """``firmware-tools provision``: identities, keys, certificates and configurations of many devices."""
 
 import os
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import click
 
-from broker.commandline import echo_facts, echo_json, say
+from broker.commandline import Duration, echo_facts, echo_json, say
 from broker.storage import read_file
 
 _DAYS = 1825
@@ -57,6 +57,12 @@ def provision() -> None:
     help="Entries of config.toml that all of them get.",
 )
 @click.option("--renew", is_flag=True, help="New certificates for devices that there are; with --ids.")
+@click.option(
+    "--overlap",
+    "overlap_s",
+    type=Duration(),
+    help="With --renew: revoke the earlier certificates after this (30d).  [default: never]",
+)
 @_JSON
 def devices(
     *,
@@ -70,6 +76,7 @@ def devices(
     host: str | None,
     settings_file: Path | None,
     renew: bool,
+    overlap_s: float | None,
     as_json: bool,
 ) -> None:
     """Make bundles that `edge-client init --bundle` takes, signed together.
@@ -94,6 +101,8 @@ def devices(
         raise click.UsageError("give either --out or --archive")
     if renew and ids_file is None:
         raise click.UsageError("--renew goes with --ids")
+    if overlap_s is not None and not renew:
+        raise click.UsageError("--overlap goes with --renew")
     config = load_config(directory, os.environ)
     authority = Authority(directory / AUTHORITY_NAME)
     order = Order(
@@ -105,6 +114,7 @@ def devices(
         prefix=prefix,
         count=count or 0,
         renew=renew,
+        overlap=None if overlap_s is None else timedelta(seconds=overlap_s),
         settings="" if settings_file is None else read_settings(settings_file),
     )
     manifest = provision(authority, order, datetime.now(UTC), say)

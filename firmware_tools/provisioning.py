@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
@@ -60,6 +60,8 @@ class Order:
         Ids of the caller's choice; without them `count` are drawn that begin with `prefix`.
     renew : bool
         New certificates for devices that there are.
+    overlap : timedelta, optional
+        With `renew`: after this the certificates that they have are revoked.
     settings : str
         Lines of TOML that each device's configuration begins with.
 
@@ -77,6 +79,7 @@ class Order:
     prefix: str = "device"
     count: int = 0
     renew: bool = False
+    overlap: timedelta | None = None
     settings: str = ""
 
     def __post_init__(self) -> None:
@@ -296,7 +299,8 @@ def _written(
     files, bundles = {}, Bundles(authority, order.broker, order.settings)
     for start in range(0, len(devices), _AT_ONCE):
         names = devices[start : start + _AT_ONCE]
-        for device, issued in zip(names, authority.issue_reserved(names, now, order.days), strict=True):
+        made = authority.issue_reserved(names, now, order.days, order.overlap)
+        for device, issued in zip(names, made, strict=True):
             for name, content in bundles.files(device, issued).items():
                 path, mode = f"{DEVICES}/{device}/{name}", MODES.get(name, 0o644)
                 place.put(path, content, mode)

@@ -2,7 +2,7 @@
 
 Three questions, each with a refusal of its own name:
 
-* may this device take part at all (block list; allow list, where there is one);
+* may this device take part at all (block list; allow list and certificates, where there are such);
 * has it sent more than its rate (a token bucket: a minute's worth may come at once, then one by one);
 * is it one more device than the aggregator takes.
 
@@ -14,7 +14,13 @@ everything.
 
 from dataclasses import dataclass
 
-from broker.errors import BlockedDeviceError, RateLimitError, TooManyDevicesError, UnlistedDeviceError
+from broker.errors import (
+    BlockedDeviceError,
+    LapsedDeviceError,
+    RateLimitError,
+    TooManyDevicesError,
+    UnlistedDeviceError,
+)
 from trainer.errors import ParameterError
 
 _MOST_BUCKETS = 100_000
@@ -91,12 +97,15 @@ class Admission:
         Devices that are refused.
     allowed : frozenset of str or None
         The only ones that are not; None: all.
+    lapsed : frozenset of str
+        Devices whose certificates are all revoked or out of date: refused as well.
     """
 
     def __init__(self, settings: AdmissionSettings | None = None) -> None:
         self._settings = settings or AdmissionSettings()
         self.blocked: frozenset[str] = frozenset()
         self.allowed: frozenset[str] | None = None
+        self.lapsed: frozenset[str] = frozenset()
         rate = self._settings.updates_per_minute
         self._buckets = None if rate is None else Buckets(rate, rate / 60.0, rate)
         self._answers = Buckets(_ANSWERS_AT_ONCE, _ANSWERS_PER_S)
@@ -107,12 +116,14 @@ class Admission:
 
         Raises
         ------
-        BlockedDeviceError, UnlistedDeviceError
+        BlockedDeviceError, UnlistedDeviceError, LapsedDeviceError
         """
         if device in self.blocked:
             raise BlockedDeviceError("this device is blocked by the operator")
         if self.allowed is not None and device not in self.allowed:
             raise UnlistedDeviceError("this device is not on the operator's list of allowed ones")
+        if device in self.lapsed:
+            raise LapsedDeviceError("this device's certificate was revoked, or has expired")
 
     def require_rate(self, device: str, updates: float, now: float) -> None:
         """Count a message that is `updates` of an update (a chunk is less than a whole one).

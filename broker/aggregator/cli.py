@@ -19,7 +19,7 @@ from broker.aggregator.itemscommand import items
 from broker.aggregator.options import DIRECTORY, JSON
 from broker.commandline import Duration, Identifier, echo_facts, echo_json, report, run, say
 from broker.embedded import choose_broker, own_broker
-from broker.errors import ConfigError
+from broker.errors import ConfigError, PFedRecError
 from broker.protocol.encodings import ENCODINGS
 from broker.servicecommand import install_service
 from broker.storage import exclusive
@@ -28,6 +28,7 @@ from trainer.errors import ParameterError
 from trainer.params import MAX_DIM
 
 if TYPE_CHECKING:
+    from broker.aggregator.admission import Admission
     from broker.aggregator.metrics import Metrics
     from broker.aggregator.service import AggregatorService
     from broker.aggregator.store.interface import RoundRecord
@@ -206,6 +207,7 @@ def start(directory: Path, broker: str | None, port: int | None, log_format: str
     ):
         admission, lists = Admission(config.admission), FollowedLists(directory)
         lists.follow(admission)
+        follow_register = _register(authority, admission)
         if config.try_broker and config.broker not in OWN_BROKERS and not config.secure:
             _try_out(address, config.fleet)
         watch = None if config.metrics_port == 0 else _metrics(config, directory)
@@ -221,6 +223,7 @@ def start(directory: Path, broker: str | None, port: int | None, log_format: str
                             say("the lists of blocked and allowed devices were read again")
                     except ConfigError as error:
                         say(f"the lists of devices stay as they were: {error}")
+                    follow_register()
                     service.each_round(aggregator)
 
                 with _listener(config, directory, aggregator, watch):
@@ -296,6 +299,26 @@ def _broker(
                 say("the list of revoked certificates was read again")
 
         yield broker.address.with_tls(authority.aggregator_files), broker.require_running, follow
+
+
+def _register(authority: "Authority | None", admission: "Admission") -> Callable[[], None]:
+    """Give what keeps an admission in step with who has a certificate."""
+    if authority is None:
+        return lambda: None
+    from broker.aggregator.security import Standing
+
+    standing = Standing(authority)
+
+    def follow() -> None:
+        try:
+            count = standing.follow(admission, datetime.now(UTC))
+            if count:
+                say(f"{count} certificate{'s' * (count != 1)} revoked, as newer ones have taken their place")
+        except PFedRecError as error:
+            say(f"the register of certificates was not followed: {error}")
+
+    follow()
+    return follow
 
 
 def _metrics(config: AggregatorConfig, directory: Path) -> "Metrics":

@@ -1,17 +1,17 @@
 """``edge-aggregator device`` and ``keys``: who may take part, and what heads are signed with."""
 
 import os
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from broker.aggregator.options import DIRECTORY, JSON
-from broker.commandline import Identifier, echo_json, say
+from broker.commandline import Duration, Identifier, echo_json, say
 
 if TYPE_CHECKING:
-    from broker.authority.authority import Authority
+    from broker.authority.authority import Authority, Entry
 
 DEVICE_DAYS = 1825
 _ID = click.argument("device", metavar="ID", type=Identifier("the device id"))
@@ -35,7 +35,13 @@ def device() -> None:
     "--days", default=DEVICE_DAYS, show_default=True, type=click.IntRange(0, 7300), help="Validity."
 )
 @click.option("--host", help="The broker's name as the device reaches it.  [default: the first of init]")
-def add(directory: Path, device: str, days: int, host: str | None) -> None:
+@click.option(
+    "--overlap",
+    "overlap_s",
+    type=Duration(),
+    help="Revoke its earlier certificates after this (30d).  [default: never]",
+)
+def add(directory: Path, device: str, days: int, host: str | None, overlap_s: float | None) -> None:
     """Make a bundle for a device: certificate, key, and whom to believe. Again: to renew it.
 
     Bring the directory to the device by a way that you trust, and delete it here: it holds a secret key.
@@ -44,29 +50,34 @@ def add(directory: Path, device: str, days: int, host: str | None) -> None:
     Example:
       edge-aggregator device add --dir shop kitchen-pi
       edge-client init --dir me --bundle kitchen-pi
+      edge-aggregator device add --dir shop --overlap 30d kitchen-pi
+      edge-client renew --dir me --bundle kitchen-pi
     """
     from broker.aggregator.directory import load_config
     from broker.aggregator.security import add_device
 
     config = load_config(directory, os.environ)
-    bundle = add_device(directory, config, device, datetime.now(UTC), days, host)
-    say(f"{bundle} is made; on the device: edge-client init --dir DIR --bundle {bundle.name}")
+    overlap = None if overlap_s is None else timedelta(seconds=overlap_s)
+    bundle = add_device(directory, config, device, datetime.now(UTC), days, host, overlap)
+    say(f"{bundle} is made; on the device: edge-client init (or renew) --dir DIR --bundle {bundle.name}")
 
 
 @device.command()
 @DIRECTORY
-@_ID
-def revoke(directory: Path, device: str) -> None:
-    """Revoke all certificates of a device: it gets no new connection.
+@click.argument("devices", metavar="ID...", nargs=-1, required=True, type=Identifier("the device id"))
+@click.option("--old", is_flag=True, help="All but the newest of each.")
+def revoke(directory: Path, devices: tuple[str, ...], *, old: bool) -> None:
+    """Revoke all certificates of devices: they get no new connection, and nothing of theirs is taken.
 
-    A connection that is open lasts until it breaks; `device block` ends what it sends from counting.
+    A connection that is open lasts until it breaks; the aggregator refuses what comes by it. A new
+    certificate (`device add`) lets the device in again.
 
     \b
     Example:
       edge-aggregator device revoke --dir shop kitchen-pi
     """
-    count = _authority(directory).revoke([device], datetime.now(UTC))
-    say(f"{count} certificate{'s' * (count != 1)} of {device} revoked")
+    count = _authority(directory).revoke(devices, datetime.now(UTC), but_newest=old)
+    say(f"{count} certificate{'s' * (count != 1)} of {', '.join(devices)[:200]} revoked")
     say("a broker of our own that runs takes note within a second; give others authority/crl.pem")
 
 
@@ -152,19 +163,24 @@ def list_devices(directory: Path, *, as_json: bool) -> None:
 
     entries = _authority(directory).entries
     now = datetime.now(UTC)
-    rows: list[dict[str, Any]] = []
-    for entry in entries:
-        state = "valid" if datetime.fromisoformat(entry.not_after) > now else "expired"
-        rows.append(asdict(entry) | {"state": "revoked" if entry.revoked_at else state})
+    rows: list[dict[str, Any]] = [asdict(entry) | {"state": _state(entry, now)} for entry in entries]
     if as_json:
         echo_json(rows)
         return
-    click.echo(f"{'kind':<10}  {'name':<24}  {'state':<7}  {'until (UTC)':<25}  serial")
+    click.echo(f"{'kind':<10}  {'name':<24}  {'state':<8}  {'until (UTC)':<25}  serial")
     for row in rows:
         click.echo(
-            f"{row['kind']:<10}  {row['name']:<24}  {row['state']:<7}  {row['not_after']:<25}  "
+            f"{row['kind']:<10}  {row['name']:<24}  {row['state']:<8}  {row['not_after']:<25}  "
             f"{row['serial']}"
         )
+
+
+def _state(entry: "Entry", now: datetime) -> str:
+    if entry.revoked_at:
+        return "revoked"
+    if datetime.fromisoformat(entry.not_after) <= now:
+        return "expired"
+    return "replaced" if entry.revoke_after else "valid"
 
 
 @click.group()

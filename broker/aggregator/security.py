@@ -8,15 +8,16 @@ whatever it says itself; and its access rules keep a device to its own topics.
 import shutil
 import socket
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from broker.address import BrokerAddress
+from broker.aggregator.admission import Admission
 from broker.aggregator.config import AggregatorConfig
 from broker.authority.authority import CRL, REGISTER, Authority
 from broker.authority.bundle import write_bundle
 from broker.embedded import SecureListener
-from broker.errors import AlreadyInitialisedError
+from broker.errors import AlreadyInitialisedError, FileUnreadableError
 from broker.protocol.topics import ROOT, FleetTopics
 from broker.storage import named_failures
 
@@ -49,7 +50,13 @@ def make_authority(directory: Path, fleet: str, hosts: tuple[str, ...], now: dat
 
 
 def add_device(
-    directory: Path, config: AggregatorConfig, device: str, now: datetime, days: int, host: str | None = None
+    directory: Path,
+    config: AggregatorConfig,
+    device: str,
+    now: datetime,
+    days: int,
+    host: str | None = None,
+    overlap: timedelta | None = None,
 ) -> Path:
     """Issue a certificate to a device and write its bundle; give where that is.
 
@@ -63,7 +70,7 @@ def add_device(
     """
     authority = Authority(directory / AUTHORITY_NAME)
     bundle = directory / DEVICES_NAME / device
-    issued = authority.issue_device(device, now, days)
+    issued = authority.issue_device(device, now, days, overlap)
     write_bundle(bundle, authority, device, broker_for_devices(authority, config, host), issued)
     bundle.parent.chmod(0o700)
     return bundle
@@ -114,16 +121,72 @@ class Revocations:
 
     def __init__(self, authority: Authority) -> None:
         self._path = authority.path / CRL
-        self._seen = self._look()
+        self._seen = _look(self._path)
 
     def changed(self) -> bool:
         """Tell whether it has changed since the last call; true once."""
-        before, self._seen = self._seen, self._look()
+        before, self._seen = self._seen, _look(self._path)
         return before != self._seen
 
-    def _look(self) -> tuple[int, int]:
-        try:
-            found = self._path.stat()
-        except OSError:
-            return 0, 0
-        return found.st_mtime_ns, found.st_ino
+
+class Standing:
+    """Keeps an `Admission` in step with the register: who has no certificate that counts is not taken.
+
+    That also ends what comes by a connection from before: brokers look at certificates when one begins.
+    """
+
+    def __init__(self, authority: Authority) -> None:
+        self._path = authority.path
+        self._seen = (0, 0)
+        self._changes = datetime.min.replace(tzinfo=UTC)
+
+    def follow(self, admission: Admission, now: datetime) -> int:
+        """Take the register over if it has changed, or time has changed who counts; revoke what is due.
+
+        Returns
+        -------
+        int
+            Certificates that were revoked, as newer ones have taken their places.
+
+        Raises
+        ------
+        CorruptError
+            When the register cannot be read; who was taken before still is.
+        FileUnreadableError
+            When something is due and the authority's key is not here. The devices count as without it.
+        """
+        seen = _look(self._path / REGISTER)
+        if seen == self._seen and now < self._changes:
+            return 0
+        self._seen, self._changes = seen, datetime.max.replace(tzinfo=UTC)
+        authority = Authority(self._path)
+        ends: dict[str, datetime] = {}
+        for entry in authority.entries:
+            if entry.kind == "device":
+                ends[entry.name] = max(entry.ends, ends.get(entry.name, entry.ends))
+        admission.lapsed = frozenset(name for name, end in ends.items() if end <= now)
+        later = (entry.ends for entry in authority.entries if entry.ends > now)
+        self._changes = min(later, default=self._changes)
+        if any(
+            entry.revoke_after and not entry.revoked_at and entry.ends <= now for entry in authority.entries
+        ):
+            return _revoke_due(authority, now)
+        return 0
+
+
+def _revoke_due(authority: Authority, now: datetime) -> int:
+    try:
+        return authority.revoke_due(now)
+    except FileUnreadableError as error:
+        raise FileUnreadableError(
+            f"{error}; the broker still takes certificates that newer ones have replaced: where the key is, "
+            "call edge-aggregator device revoke --old ID, and bring register.json and crl.pem here"
+        ) from error
+
+
+def _look(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_mtime_ns, found.st_ino

@@ -17,10 +17,10 @@ directory's lock: the commands of two operators come one after the other.
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from broker.authority.batches import Batch, read_batches, require_free, reserve, write_batch
@@ -54,6 +54,8 @@ class Entry:
         In hexadecimal digits.
     not_after, revoked_at : str
         ISO 8601, UTC; not revoked: None.
+    revoke_after : str or None
+        When it is to be revoked, as a newer one has taken its place.
     """
 
     kind: str
@@ -61,6 +63,14 @@ class Entry:
     serial: str
     not_after: str
     revoked_at: str | None = None
+    revoke_after: str | None = None
+
+    @property
+    def ends(self) -> datetime:
+        """From when on it counts no more; revoked: for ever."""
+        if self.revoked_at is not None:
+            return datetime.min.replace(tzinfo=UTC)
+        return min(map(datetime.fromisoformat, filter(None, (self.not_after, self.revoke_after))))
 
 
 class Authority:
@@ -117,7 +127,7 @@ class Authority:
         made = cls(path)
         with made._changing():
             made._renew(now)
-            made._write_revocations(now)
+            made._write_revocations(made._signer(), now)
         return made
 
     @property
@@ -181,8 +191,13 @@ class Authority:
         """
         return self.head_signer().sign_bytes(content)
 
-    def issue_device(self, device: str, now: datetime, days: int) -> Issued:
-        """Issue a device's certificate; those it has are not revoked.
+    def issue_device(self, device: str, now: datetime, days: int, overlap: timedelta | None = None) -> Issued:
+        """Issue a device's certificate.
+
+        Parameters
+        ----------
+        overlap : timedelta, optional
+            After this those that it has are revoked (`revoke_due`); never unless given.
 
         Raises
         ------
@@ -194,7 +209,7 @@ class Authority:
         checked_id(device, "the device id")
         with self._changing():
             require_free(self.path / BATCHES, [device])
-            return self._issue("device", [device], now, days)[0]
+            return self._issue("device", [device], now, days, overlap)[0]
 
     def reserve(
         self, request: dict[str, object], devices: Sequence[str] | None, now: datetime
@@ -211,10 +226,12 @@ class Authority:
         found = (each for each in read_batches(self.path / BATCHES) if not each.finished)
         return next((each for each in found if each.request == request), None)
 
-    def issue_reserved(self, devices: Sequence[str], now: datetime, days: int) -> list[Issued]:
+    def issue_reserved(
+        self, devices: Sequence[str], now: datetime, days: int, overlap: timedelta | None = None
+    ) -> list[Issued]:
         """Issue a certificate to each of some devices of a batch; the register is written once."""
         with self._changing():
-            return self._issue("device", devices, now, days)
+            return self._issue("device", devices, now, days, overlap)
 
     def finish(self, batch: Batch) -> None:
         """Note that all of a batch is where it was asked for."""
@@ -226,8 +243,13 @@ class Authority:
         with self._changing():
             self._renew(now)
 
-    def revoke(self, devices: Sequence[str], now: datetime) -> int:
+    def revoke(self, devices: Sequence[str], now: datetime, *, but_newest: bool = False) -> int:
         """Revoke all certificates of devices; give how many, and write the list that brokers read.
+
+        Parameters
+        ----------
+        but_newest : bool
+            Leave each device the certificate that was issued last.
 
         Raises
         ------
@@ -235,18 +257,36 @@ class Authority:
             When one of them never had any; nothing was revoked.
         """
         with self._changing():
-            names, count = frozenset(devices), 0
+            names = frozenset(devices)
             if unknown := sorted(names - self.device_names()):
                 raise InputError(
                     f"no certificate was ever issued to a device {unknown[0]}; nothing was revoked"
                 )
-            for place, entry in enumerate(self._entries):
-                if entry.kind == "device" and entry.name in names and entry.revoked_at is None:
-                    self._entries[place] = replace(entry, revoked_at=_moment(now))
-                    count += 1
-            self._save()
-            self._write_revocations(now)
-            return count
+            newest = {entry.name: entry.serial for entry in self._entries if entry.kind == "device"}
+            return self._revoke(
+                lambda entry: (
+                    entry.kind == "device"
+                    and entry.name in names
+                    and not (but_newest and entry.serial == newest[entry.name])
+                ),
+                now,
+            )
+
+    def revoke_due(self, now: datetime) -> int:
+        """Revoke the certificates whose overlap with newer ones is over; give how many."""
+        with self._changing():
+            return self._revoke(lambda entry: entry.revoke_after is not None and entry.ends <= now, now)
+
+    def _revoke(self, which: Callable[[Entry], bool], now: datetime) -> int:
+        signer = self._signer()  # before anything is written: its key may be elsewhere
+        count = 0
+        for place, entry in enumerate(self._entries):
+            if entry.revoked_at is None and which(entry):
+                self._entries[place] = replace(entry, revoked_at=_moment(now))
+                count += 1
+        self._save()
+        self._write_revocations(signer, now)
+        return count
 
     def rotate_head_key(self) -> bytes:
         """Sign with the next key from now on, and make one more; give that one's public half."""
@@ -274,8 +314,12 @@ class Authority:
         except ValueError as error:
             raise CorruptError(f"{self.path / 'ca.key'} or ca.pem is damaged") from error
 
-    def _issue(self, kind: str, names: Sequence[str], now: datetime, days: int) -> list[Issued]:
+    def _issue(
+        self, kind: str, names: Sequence[str], now: datetime, days: int, overlap: timedelta | None = None
+    ) -> list[Issued]:
         signer, made = self._signer(), []
+        if overlap is not None:
+            self._replace(frozenset(names), now + overlap)
         for name in names:
             try:
                 if kind == "server":
@@ -291,19 +335,25 @@ class Authority:
         self._save()
         return made
 
+    def _replace(self, devices: frozenset[str], at: datetime) -> None:
+        """Have the certificates of devices revoked at a time, those that end earlier apart."""
+        for place, entry in enumerate(self._entries):
+            if entry.kind == "device" and entry.name in devices and entry.ends > at:
+                self._entries[place] = replace(entry, revoke_after=_moment(at))
+
     def _renew(self, now: datetime) -> None:
         for kind, name in (("server", "server"), ("aggregator", "aggregator")):
             (issued,) = self._issue(kind, ["main"], now, SERVER_DAYS)
             _write(self.path / f"{name}.key", issued.key)
             _write(self.path / f"{name}.pem", issued.certificate)
 
-    def _write_revocations(self, now: datetime) -> None:
+    def _write_revocations(self, signer: Signer, now: datetime) -> None:
         revoked = {
             int(entry.serial, 16): datetime.fromisoformat(entry.revoked_at)
             for entry in self._entries
             if entry.revoked_at is not None
         }
-        write_atomically(self.path / CRL, self._signer().revocations(revoked, now))
+        write_atomically(self.path / CRL, signer.revocations(revoked, now))
 
     def _save(self) -> None:
         _save(self.path, self.fleet, self._hosts, self._entries)
@@ -333,9 +383,16 @@ class HeadSigner:
 
 def _save(path: Path, fleet: str, hosts: list[str], entries: list[Entry]) -> None:
     # A certificate a line: for people, and as the json module writes 10,000 entries much faster so.
-    issued = ",\n".join(json.dumps(asdict(entry)) for entry in entries)
+    issued = ",\n".join(json.dumps(_written(entry)) for entry in entries)
     text = f'{{"fleet": {json.dumps(fleet)}, "hosts": {json.dumps(hosts)}, "issued": [\n{issued}\n]}}\n'
     write_atomically(path / REGISTER, text.encode(), mode=_SECRET)
+
+
+def _written(entry: Entry) -> dict[str, str | None]:
+    fields = asdict(entry)
+    if entry.revoke_after is None:
+        del fields["revoke_after"]  # earlier releases know none
+    return fields
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -1,16 +1,19 @@
 """What ``init --secure`` makes, and makes of what an earlier one has left."""
 
+import json
 import tomllib
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography.x509 import load_pem_x509_crl
 
 from broker.address import BrokerAddress
+from broker.aggregator.admission import Admission
 from broker.aggregator.config import AggregatorConfig
-from broker.aggregator.security import AUTHORITY_NAME, add_device, make_authority
-from broker.authority.authority import CRL
-from broker.errors import AlreadyInitialisedError
+from broker.aggregator.security import AUTHORITY_NAME, Standing, add_device, make_authority
+from broker.authority.authority import CRL, REGISTER, Authority
+from broker.errors import AlreadyInitialisedError, FileUnreadableError, LapsedDeviceError
 
 NOW = datetime.now(UTC)
 
@@ -68,3 +71,83 @@ def test_bundle_has_the_brokers_address_but_not_the_aggregators_password(tmp_pat
     assert (broker_in(bundle).host, broker_in(bundle).port) == ("fd00::5", 8884)
     own = AggregatorConfig(fleet="shop", secure=True, port=8885)
     assert str(broker_in(add_device(tmp_path, own, "pi-3", NOW, days=30))) == "mqtts://broker.example:8885"
+
+
+def lapsed(authority: Authority, at: datetime) -> frozenset[str]:
+    """Give the devices that are refused at a time, by someone who has just begun to look."""
+    admission = Admission()
+    Standing(authority).follow(admission, at)
+    return admission.lapsed
+
+
+def test_device_counts_as_long_as_one_of_its_certificates(tmp_path: Path) -> None:
+    """Not after it has expired, nor after it was revoked; a new one lets the device in again."""
+    authority = make_authority(tmp_path, "shop", (), NOW)
+    authority.issue_device("short", NOW, 10)
+    authority.issue_device("long", NOW, 100)
+    admission, standing = Admission(), Standing(authority)
+    for days, expected in ((0, set()), (9, set()), (11, {"short"}), (101, {"short", "long"})):
+        standing.follow(admission, NOW + timedelta(days=days))
+        assert admission.lapsed == expected == lapsed(authority, NOW + timedelta(days=days))
+    authority.revoke(["long"], NOW)
+    standing.follow(admission, NOW)
+    assert admission.lapsed == {"long"}
+    with pytest.raises(LapsedDeviceError):
+        admission.require_listed("long")
+    admission.require_listed("short")
+    admission.require_listed("never-seen")
+    authority.issue_device("long", NOW, 10)
+    standing.follow(admission, NOW)
+    assert admission.lapsed == set()
+
+
+def test_overlap_ends_with_the_earlier_certificate_revoked(tmp_path: Path) -> None:
+    """By whoever follows the register, on the day; both count until then."""
+    authority = make_authority(tmp_path, "shop", (), NOW)
+    first = authority.issue_device("pi-1", NOW, 100)
+    authority.issue_device("other", NOW, 100)
+    second = authority.issue_device("pi-1", NOW, 100, overlap=timedelta(days=30))
+    admission, standing = Admission(), Standing(authority)
+    assert standing.follow(admission, NOW + timedelta(days=29)) == 0
+    assert not revoked_serials(authority)
+    assert standing.follow(admission, NOW + timedelta(days=31)) == 1
+    assert standing.follow(admission, NOW + timedelta(days=31)) == 0
+    assert revoked_serials(authority) == {first.serial}
+    assert admission.lapsed == set()
+    # A third, whose overlap is longer than what the second has left, changes nothing about that one.
+    authority.issue_device("pi-1", NOW, 300, overlap=timedelta(days=200))
+    assert authority.revoke_due(NOW + timedelta(days=150)) == 0
+    assert authority.revoke(["pi-1"], NOW, but_newest=True) == 1
+    assert revoked_serials(authority) == {first.serial, second.serial}
+
+
+def revoked_serials(authority: Authority) -> set[int]:
+    """Give what brokers read."""
+    return {each.serial_number for each in load_pem_x509_crl((authority.path / CRL).read_bytes())}
+
+
+def test_key_that_is_elsewhere_is_named_once_and_the_device_refused_all_the_same(tmp_path: Path) -> None:
+    """What the aggregator can do without it, it does."""
+    authority = make_authority(tmp_path, "shop", (), NOW)
+    authority.issue_device("gone", NOW, 100)
+    authority.issue_device("pi-1", NOW, 100)
+    authority.issue_device("pi-1", NOW, 100, overlap=timedelta(days=1))
+    authority.revoke(["gone"], NOW)
+    (authority.path / "ca.key").rename(tmp_path / "ca.key")
+    admission, standing = Admission(), Standing(authority)
+    later = NOW + timedelta(days=2)
+    with pytest.raises(FileUnreadableError, match="device revoke --old"):
+        standing.follow(admission, later)
+    assert standing.follow(admission, later) == 0
+    assert admission.lapsed == {"gone"}
+    assert authority.entries[-1].revoked_at is None
+
+
+def test_register_of_an_earlier_release_is_read(tmp_path: Path) -> None:
+    """And what needs nothing new is written as it was."""
+    authority = make_authority(tmp_path, "shop", (), NOW)
+    authority.issue_device("pi-1", NOW, 100)
+    written = json.loads((authority.path / REGISTER).read_text())
+    assert set(written["issued"][-1]) == {"kind", "name", "serial", "not_after", "revoked_at"}
+    (authority.path / REGISTER).write_text(json.dumps(written, indent=1))
+    assert [entry.name for entry in Authority(authority.path).entries] == ["main", "main", "pi-1"]
