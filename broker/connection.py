@@ -155,6 +155,8 @@ class Connection:
     last_will : callable, optional
         Called with the number of the connection about to be made (1, 2, ...), from the network thread;
         gives the topic and payload that the broker publishes, retained, when the connection breaks.
+    clean : bool
+        Whether the broker forgets the subscriptions and the queue with the connection instead.
 
     Raises
     ------
@@ -169,6 +171,7 @@ class Connection:
         sink: EventSink,
         *,
         last_will: Callable[[int], tuple[Topic, bytes]] | None = None,
+        clean: bool = False,
     ) -> None:
         self.address = address
         self.connected = False
@@ -184,7 +187,7 @@ class Connection:
         self._client = paho.Client(
             CallbackAPIVersion.VERSION2,
             client_id=client_id,
-            clean_session=False,
+            clean_session=clean,
             protocol=paho.MQTTv311,
             manual_ack=True,
         )

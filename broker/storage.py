@@ -158,8 +158,13 @@ def _lock(
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[None]:
+def exclusive(path: Path, *, with_others: bool = False) -> Iterator[None]:
     """Hold the directory's lock; it ends with the process, however that ends.
+
+    Parameters
+    ----------
+    with_others : bool
+        Share it with those who do the same; who wants it alone is kept out all the same.
 
     Raises
     ------
@@ -170,7 +175,7 @@ def exclusive(path: Path) -> Iterator[None]:
     with named_failures(path):
         handle = os.open(path / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        _lock(handle, path)
+        _lock(handle, path, fcntl.LOCK_SH if with_others else fcntl.LOCK_EX)
         yield
     finally:
         os.close(handle)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -163,6 +164,11 @@ def _store_of(flag: str | None) -> str | None:
 @DIRECTORY
 @click.option("--broker", help="auto, mosquitto, embedded, or mqtt://HOST:PORT.  [default: as configured]")
 @click.option("--port", type=int, help="Of our own broker.  [default: as configured]")
+@click.option(
+    "--worker",
+    type=Identifier("the worker's name"),
+    help="Be one of several workers, under this name (docs/scaling.md).",
+)
 @click.option("--verbose", is_flag=True, help="Log more.")
 @click.option(
     "--log-format",
@@ -171,7 +177,15 @@ def _store_of(flag: str | None) -> str | None:
     show_default=True,
     help="Lines for people, or one JSON object a line.",
 )
-def start(directory: Path, broker: str | None, port: int | None, log_format: str, *, verbose: bool) -> None:
+def start(
+    directory: Path,
+    broker: str | None,
+    port: int | None,
+    worker: str | None,
+    log_format: str,
+    *,
+    verbose: bool,
+) -> None:
     """Serve the fleet until SIGTERM or Ctrl-C; a restart resumes where it stopped.
 
     SIGHUP: read config.toml again; buffer, deadline_s, max_staleness and log_level change at once.
@@ -182,9 +196,8 @@ def start(directory: Path, broker: str | None, port: int | None, log_format: str
     """
     from broker.aggregator.admission import Admission
     from broker.aggregator.devicelists import FollowedLists
-    from broker.aggregator.directory import BROKER_NAME, load_config, open_store, serving
+    from broker.aggregator.directory import BROKER_NAME, load_config, open_store, require_shareable
     from broker.aggregator.recovery import serve_with
-    from broker.aggregator.service import AggregatorService
     from broker.journal import set_level, set_up_logging
     from broker.servicing import Service
     from broker.supervisor import Supervisor
@@ -199,10 +212,12 @@ def start(directory: Path, broker: str | None, port: int | None, log_format: str
     service = Service(supervisor, load, say)
     service.listen()
     config = load()
+    if worker is not None:
+        require_shareable(config)
     authority = _authority(config, directory)
     sign = None if authority is None else authority.head_signer().sign
     with (
-        exclusive(directory),
+        exclusive(directory, with_others=worker is not None),
         _broker(config, directory / BROKER_NAME, authority) as (address, require_running, each_turn),
     ):
         admission, lists = Admission(config.admission), FollowedLists(directory)
@@ -213,8 +228,8 @@ def start(directory: Path, broker: str | None, port: int | None, log_format: str
         watch = None if config.metrics_port == 0 else _metrics(config, directory)
 
         def serve(store: "SqlStore") -> None:
-            with serving(store):
-                aggregator = AggregatorService(config, store, address, say, watch, sign, admission)
+            with _serving(store, worker) as make_service:
+                aggregator = make_service(config, store, address, say, watch, sign, admission)
 
                 def turn() -> None:
                     each_turn()
@@ -240,6 +255,22 @@ def start(directory: Path, broker: str | None, port: int | None, log_format: str
         finally:
             service.end()
     say("stopped")
+
+
+@contextmanager
+def _serving(store: "SqlStore", worker: str | None) -> "Iterator[Callable[..., AggregatorService]]":
+    """Serve a store, alone or as a worker; give what makes the service."""
+    from broker.aggregator.directory import serving
+    from broker.aggregator.service import AggregatorService
+    from broker.aggregator.store.postgres import PostgresStore
+    from broker.aggregator.worker import WorkerService
+
+    if worker is None or not isinstance(store, PostgresStore):
+        with serving(store):
+            yield AggregatorService
+    else:
+        with store.working(worker):
+            yield partial(WorkerService, name=worker)
 
 
 def _try_out(address: BrokerAddress, fleet: str) -> None:

@@ -157,6 +157,10 @@ class AggregatorCore:
             return None
         return self._opened_at + self.settings.deadline_s
 
+    def given_up_by(self, version: int) -> int | None:
+        """Give the version that returned to one before this; None if it may be built upon."""
+        return next((by for restored, by in self._state.rolled_back if restored < version < by), None)
+
     def knows(self, device: str) -> bool:
         """Tell whether a device has come before."""
         return device in self._state.seen
@@ -208,13 +212,24 @@ class AggregatorCore:
         reply = self._reply(device, update, verdict, reason)
         if change is None:
             return [Journal(entry), reply]
-        self._count(change, staleness, len(payload))
+        return [Journal(entry), reply, *self._take(change, staleness, len(payload), now)]
+
+    def journalled(self, device: str, update: Update, staleness: int, size: int, now: float) -> list[Command]:
+        """Count an update that another process has accepted, with this staleness, and journalled.
+
+        `size` is that of the encoded update in bytes.
+        """
+        self.device_seen(device)
+        change = ENCODINGS[update.encoding].decode(update.body, *self._state.table.shape)
+        return self._take(change, staleness, size, now)
+
+    def _take(self, change: SparseChange, staleness: int, size: int, now: float) -> list[Command]:
+        self._count(change, staleness, size)
         if self._opened_at is None:
             self._opened_at = now
-        commands: list[Command] = [Journal(entry), reply]
         if self._round.count >= self.settings.buffer and not self._is_held:
-            commands += self._close(by_deadline=False)
-        return commands
+            return self._close(by_deadline=False)
+        return []
 
     def tick(self, now: float) -> list[Command]:
         """Close the open round if its deadline has passed, and no version is on trial any more."""
@@ -225,7 +240,7 @@ class AggregatorCore:
         """Take a device's report of the newest version; go back to an older table if that shows it is bad."""
         if (
             report.instance != self._state.instance
-            or self._is_rolled_back(report.version_before)
+            or self.given_up_by(report.version_before) is not None
             or not is_sampled(report.instance, report.version, device, self._sample_rate)
         ):
             return []
@@ -282,7 +297,7 @@ class AggregatorCore:
                 "trained on the table of another aggregator directory; fetch the head again",
                 None,
             )
-        if self._is_rolled_back(update.base_version):
+        if self.given_up_by(update.base_version) is not None:
             return "rejected", f"version {update.base_version} was rolled back", None
         if update.base_version > self.version:
             return "rejected", f"base version {update.base_version} does not exist yet", None
@@ -301,9 +316,6 @@ class AggregatorCore:
     def _is_held(self) -> bool:
         """Whether the open round waits for the guard's finding."""
         return self._guard.on_trial and self._round.count < _HELD_ROUNDS * self.settings.buffer
-
-    def _is_rolled_back(self, version: int) -> bool:
-        return any(restored < version < by for restored, by in self._state.rolled_back)
 
     @property
     def _first_finding(self) -> Finding:

@@ -1,6 +1,6 @@
 """What goes into the aggregator's core and what comes out of it: settings, state, commands. Values alone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -161,9 +161,17 @@ class Journal:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CloseRound:
-    """Store the new version and mark all accepted, unspent journal entries as its own."""
+    """Store the new version and mark the journal entries that it spends as its own.
+
+    Attributes
+    ----------
+    spends : sequence of int or None
+        The entries' numbers in the journal, in counting order; None: all that are accepted and unspent. Where
+        several processes journal, some may be there that the round has not counted.
+    """
 
     round: ClosedRound
+    spends: Sequence[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import numpy as np
 from broker import configfile
 from broker.aggregator.catalogue import parse_item_keys
 from broker.aggregator.catalogue_changes import MAX_TABLE_BYTES
-from broker.aggregator.config import AggregatorConfig
+from broker.aggregator.config import OWN_BROKERS, AggregatorConfig
 from broker.aggregator.store.interface import Genesis
 from broker.aggregator.store.postgres import PostgresStore
 from broker.aggregator.store.sql import SqlStore
@@ -135,6 +135,25 @@ def store_of(path: Path, config: AggregatorConfig) -> SqlStore:
     if config.store:
         return PostgresStore(config.store_address, config.keep_versions)
     return SqliteStore(path / DATABASE_NAME, config.keep_versions)
+
+
+def require_shareable(config: AggregatorConfig) -> None:
+    """Refuse to run one of several workers with a broker or a store that is one process's own.
+
+    Raises
+    ------
+    ParameterError
+    """
+    if not config.store:
+        raise ParameterError(
+            "workers share a PostgreSQL store, and this directory keeps a file; move the fleet there with "
+            "edge-aggregator backup and restore, or start it without --worker"
+        )
+    if config.broker in OWN_BROKERS:
+        raise ParameterError(
+            "workers share a broker that runs by itself; name it: --broker mqtt://HOST:PORT "
+            "(docs/scaling.md), or start without --worker"
+        )
 
 
 @contextmanager

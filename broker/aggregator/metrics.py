@@ -39,6 +39,7 @@ class Metrics(Watch):
 
     def __init__(self, fleet: str, store_bytes: Callable[[], float]) -> None:
         self.registry = CollectorRegistry()
+        self._looks: dict[str, Gauge] = {}
         ProcessCollector(registry=self.registry)
         self._updates = Counter(
             "pfedrec_updates", "Updates answered, by verdict.", ["verdict"], registry=self.registry
@@ -146,7 +147,10 @@ class Metrics(Watch):
             ),
         }
         for name, (text, look) in looks.items():
-            Gauge(f"pfedrec_{name}", text, registry=self.registry).set_function(look)
+            # After a lost store there is another service to look at.
+            if name not in self._looks:
+                self._looks[name] = Gauge(f"pfedrec_{name}", text, registry=self.registry)
+            self._looks[name].set_function(look)
 
     def worked(self, batch: WorkedBatch) -> None:
         """Count a turn of the loop."""

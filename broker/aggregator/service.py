@@ -61,7 +61,7 @@ _SMALL = 0.25
 """What a status or a report counts for, in updates."""
 _FOREIGN_HEADS = 8
 """Instances of others that are told of; who makes up more is not worth the memory."""
-_WAKE_S = 0.25
+WAKE_S = 0.25
 """Longest wait for an event: bounds how long a stop request goes unnoticed."""
 _LOOK_FOR_CHANGES_S = 0.5
 """Between two looks at the queue of the catalogue's changes."""
@@ -109,15 +109,13 @@ class AggregatorService:
         self._say = say
         self._make_plan = config.plan
         self._strategy_settings = json.dumps(asdict(config.aggregation))
-        self._core = AggregatorCore(
-            config.round_settings, config.make_strategy(), store.load(), store.pending()
-        )
+        self._core = self._load_core()
         self._plan = config.plan(len(self._core.table))
         self._publication = Publication(self._core.catalogue, self._plan, store.start())
         self._publication.begin(self._core.table)
         self._topics = FleetTopics(config.fleet)
         self._events = EventQueue(_LOOSE_BYTES)
-        self._connection = Connection(address, f"pfedrec-{config.fleet}-aggregator", self._events)
+        self._connection = self._connection_to(address)
         self._max_update_bytes = self._largest_update()
         self._look_for_changes_at = 0.0
         self._finding_told = (0, "")
@@ -233,13 +231,28 @@ class AggregatorService:
         finally:
             self._connection.stop()
 
+    def _load_core(self) -> AggregatorCore:
+        return AggregatorCore(
+            self._config.round_settings,
+            self._config.make_strategy(),
+            self._store.load(),
+            self._store.pending(),
+        )
+
+    def _connection_to(self, address: BrokerAddress) -> Connection:
+        return Connection(address, f"pfedrec-{self._config.fleet}-aggregator", self._events)
+
     def _largest_update(self) -> int:
         shape = self._core.table.shape
         return _ENVELOPE_BYTES + max(encoding.most_bytes(*shape) for encoding in ENCODINGS.values())
 
-    def _take_batch(self) -> list[LinkEvent]:
+    def _longest_wait(self) -> float:
+        """Give the seconds to wait for an event, at most."""
         wake_at = self._core.wake_at
-        wait = _WAKE_S if wake_at is None else min(_WAKE_S, max(0.0, wake_at - time.monotonic()))
+        return WAKE_S if wake_at is None else min(WAKE_S, max(0.0, wake_at - time.monotonic()))
+
+    def _take_batch(self) -> list[LinkEvent]:
+        wait = self._longest_wait()
         batch: list[LinkEvent] = []
         try:
             batch.append(self._events.get(timeout=wait) if wait > 0.0 else self._events.get_nowait())
@@ -251,7 +264,7 @@ class AggregatorService:
 
     def _work_on(self, events: list[LinkEvent]) -> None:
         known_before = self._core.population
-        self._core.load = self._events.qsize() / QUEUE_EVENTS
+        self._core.load = self._load()
         commands: list[Command] = []
         received: list[Received] = []
         connected = False
@@ -277,9 +290,8 @@ class AggregatorService:
                         f"the broker {self._connection.address} refuses the aggregator: {reason}; "
                         "check the user name and password in the address"
                     )
-        commands += self._core.tick(time.monotonic())
+        commands += self._due(refusals)
         refusals += ["unfinished_transfer"] * self._reassembly.given_up(time.monotonic())
-        commands += self._change_catalogue()
         began = time.perf_counter()
         stored = self._commit(commands, new_devices, len(refusals))
         commit_seconds = time.perf_counter() - began if stored else None
@@ -303,6 +315,14 @@ class AggregatorService:
             self._publish_version()
         if self._core.population != known_before:
             _LOG.debug("%d devices seen", self._core.population)
+
+    def _load(self) -> float:
+        """Give how full the queue is, 0 to 1."""
+        return self._events.qsize() / QUEUE_EVENTS
+
+    def _due(self, refusals: list[str]) -> list[Command]:  # noqa: ARG002 - workers find some only here
+        """Do what is due after a batch's messages."""
+        return [*self._core.tick(time.monotonic()), *self._change_catalogue()]
 
     def _decide(self, message: Received, new_devices: list[str]) -> list[Command]:
         if not message.topic.startswith(f"{ROOT}/{self._topics.fleet}/"):
@@ -332,13 +352,19 @@ class AggregatorService:
         content = cast("Update | Chunk", decode(message.payload, Update, Chunk))
         payload = message.payload
         if isinstance(content, Chunk):
-            whole = self._reassembly.add(address.device, content, now)
+            whole = self._put_together(address.device, content, now)
             if whole is None:
                 return []
             payload = whole
             content = decode(whole, Update, max_bytes=self._max_update_bytes)
         self._note_device(address, new_devices)
-        return self._core.update_received(address.device, content, payload, now)
+        return self._take_update(address.device, content, payload, now)
+
+    def _put_together(self, device: str, chunk: Chunk, now: float) -> bytes | None:
+        return self._reassembly.add(device, chunk, now)
+
+    def _take_update(self, device: str, update: Update, payload: bytes, now: float) -> list[Command]:
+        return self._core.update_received(device, update, payload, now)
 
     def _change_catalogue(self) -> list[Command]:
         """Make a version of each change of the catalogue that somebody has queued."""
@@ -521,14 +547,7 @@ class AggregatorService:
         self._session = self._number_of_session()
         self._steps_published = 0
         self._watch.connected()
-        self._connection.subscribe(
-            [
-                self._topics.update_filter,
-                self._topics.quality_filter,
-                self._topics.status_filter,
-                Filter(self._topics.head),
-            ]
-        )
+        self._connection.subscribe(self._filters())
         self._catalogue_published = False
         self._publish_version()
         _LOG.info(
@@ -539,13 +558,17 @@ class AggregatorService:
             extra={"event": "connected", "session": self._session, "version": self._core.version},
         )
 
+    def _filters(self) -> list[Filter]:
+        topics = self._topics
+        return [topics.update_filter, topics.quality_filter, topics.status_filter, Filter(topics.head)]
+
     def _number_of_session(self) -> int:
-        number = self._store.next_session()
         if self._sign is None:
-            return number
+            return self._store.next_session()
         # Devices take no signed head of an earlier session than they have met; after a restore of a backup
-        # the count alone would begin where others have been.
-        return max(number, self._session + 1, time.time_ns() // 1_000_000)
+        # the count alone would begin where others have been. And the clock alone may be behind that of the
+        # machine that served before.
+        return self._store.next_session(max(self._session + 1, time.time_ns() // 1_000_000))
 
     def _lost(self, reason: str) -> None:
         if not self._broker_gone:

@@ -110,6 +110,20 @@ class FleetTopics:
         """What a device has found a version's quality to be."""
         return Topic(f"{ROOT}/{self.fleet}/device/{checked_id(device, 'the device id')}/quality")
 
+    def part(self, device: str) -> Topic:
+        """Parts of a device's update that came to one worker of several, for the one that leads."""
+        return Topic(f"{ROOT}/{self.fleet}/device/{checked_id(device, 'the device id')}/part")
+
+    @property
+    def part_filter(self) -> Filter:
+        """The parts of all devices' updates."""
+        return Filter(f"{ROOT}/{self.fleet}/device/+/part")
+
+    @property
+    def shared_update_filter(self) -> Filter:
+        """The updates of all devices, each for one of the fleet's workers (a shared subscription)."""
+        return Filter(f"$share/pfedrec-{self.fleet}/{self.update_filter}")
+
     @property
     def quality_filter(self) -> Filter:
         """The quality reports of all devices."""
@@ -144,8 +158,8 @@ class FleetTopics:
                 return Address("delta", slot=int(slot), chunk=int(chunk))
             case ["catalogue", chunk] if _INDEX.fullmatch(chunk):
                 return Address("catalogue", chunk=int(chunk))
-            case ["device", device, ("status" | "update" | "receipt" | "quality") as kind] if _ID.fullmatch(
-                device
+            case ["device", device, ("status" | "update" | "receipt" | "quality" | "part") as kind] if (
+                _ID.fullmatch(device)
             ):
                 return Address(kind, device=device)
             case _:

@@ -175,8 +175,8 @@ class AggregatorStore(Protocol):
     def commit(self, batch: Batch) -> None:
         """Store a batch, durably and in one transaction; called by the service.
 
-        A `CloseRound` spends all accepted entries before it, of this batch and of earlier ones. Its
-        `catalogue_step`, if it has one, is applied to the catalogue and leaves the queue.
+        A `CloseRound` spends all accepted entries before it, of this batch and of earlier ones, or those that
+        it names. Its `catalogue_step`, if it has one, is applied to the catalogue and leaves the queue.
         """
         ...
 
@@ -225,8 +225,8 @@ class AggregatorStore(Protocol):
         """Give the version that made a change, or why it was refused; None while it waits."""
         ...
 
-    def next_session(self) -> int:
-        """Count a connection of the aggregator, durably; give its number, from 1."""
+    def next_session(self, least: int = 1) -> int:
+        """Count a connection of the aggregator, durably; give its number, from 1 and `least` at least."""
         ...
 
     def ledger(self, prefix: str = "") -> Ledger:

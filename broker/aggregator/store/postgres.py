@@ -5,6 +5,7 @@ acknowledged update may be lost with the server.
 """
 
 import contextlib
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from types import ModuleType
@@ -31,7 +32,14 @@ if TYPE_CHECKING:
 
 _CONNECT_TIMEOUT_S = 10
 _SERVICE_LOCK = 0x7066_6665
-"""The advisory lock of who serves the fleet, as the directory's file is for SQLite."""
+"""The advisory lock of who serves the fleet, as the directory's file is for SQLite; workers share it."""
+_LEADER_LOCK = 0x7066_6C65
+"""That of the one worker that closes rounds."""
+_NAME_LOCK = 0x7066_6E61
+"""Of each worker's name."""
+_LOCK_WAITS_S = (0.05, 0.1, 0.2, 0.4, 0.8)
+_KEEPALIVE = "SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3"
+"""So that the server lets the locks go half a minute after their holder's machine has."""
 _REFUSALS = (
     "password authentication failed",
     "no password supplied",
@@ -85,23 +93,73 @@ class PostgresStore(SqlStore):
         InUseError
             When another process, on this machine or another, does.
         """
-        with self.transaction() as connection:
-            held = connection.exec_driver_sql(f"SELECT pg_try_advisory_lock({_SERVICE_LOCK})").scalar_one()
-        if not held:
+        if not self._lock(_SERVICE_LOCK):
             raise InUseError(f"{self._name} is served by another process; end that one first")
         try:
             yield
         finally:
-            with contextlib.suppress(PFedRecError), self.transaction() as connection:
-                connection.exec_driver_sql(f"SELECT pg_advisory_unlock({_SERVICE_LOCK})")
+            self._unlock_all()
+
+    @contextmanager
+    def working(self, name: str) -> Iterator[None]:
+        """Be one of several workers who serve the fleet, as long as the connection lasts.
+
+        Parameters
+        ----------
+        name : str
+            The worker's own.
+
+        Raises
+        ------
+        InUseError
+            When a process that is no worker serves, or changes, the store, or a worker of this name does.
+        """
+        if not self._lock(_SERVICE_LOCK, shared=True):
+            raise InUseError(
+                f"{self._name} is served by a process that is no worker; end that one, "
+                "and start it again with --worker NAME"
+            )
+        try:
+            if not self._lock(_NAME_LOCK, name):
+                raise InUseError(f"a worker {name} of {self._name} runs already; give this one another name")
+            yield
+        finally:
+            self._unlock_all()
+
+    def try_to_lead(self) -> bool:
+        """Become the one worker that closes rounds, as long as the connection lasts, if no other is.
+
+        What this store commits is committed over the same connection: who has lost the lock without knowing
+        cannot close a round.
+        """
+        return self._try_lock(_LEADER_LOCK)
+
+    def _lock(self, number: int, name: str = "", *, shared: bool = False) -> bool:
+        # The server may not have noticed yet that its last holder has ended, and `is_served` holds it, too.
+        for wait_s in (*_LOCK_WAITS_S, 0.0):
+            if self._try_lock(number, name, shared=shared):
+                return True
+            time.sleep(wait_s)
+        return False
+
+    def _try_lock(self, number: int, name: str = "", *, shared: bool = False) -> bool:
+        # Of this schema: another fleet in the same database has locks of its own.
+        kind = "pg_try_advisory_lock_shared" if shared else "pg_try_advisory_lock"
+        query = f"SELECT {kind}(%(number)s, hashtext(current_schema() || '/' || %(name)s))"
+        with self.transaction() as connection:
+            connection.exec_driver_sql(_KEEPALIVE)
+            return bool(connection.exec_driver_sql(query, {"number": number, "name": name}).scalar_one())
+
+    def _unlock_all(self) -> None:
+        with contextlib.suppress(PFedRecError), self.transaction() as connection:
+            connection.exec_driver_sql("SELECT pg_advisory_unlock_all()")
 
     def is_served(self) -> bool:
         """Tell whether a process serves the fleet: a look, which may be out of date at once."""
-        try:
-            with self.serving():
-                return False
-        except InUseError:
+        if not self._try_lock(_SERVICE_LOCK):
             return True
+        self._unlock_all()
+        return False
 
     def _failures(self) -> AbstractContextManager[None]:
         return _named(self._driver, self._name)

@@ -11,14 +11,24 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from sqlalchemy import ColumnElement, Connection, Engine, case, delete, func, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    bindparam,
+    case,
+    delete,
+    func,
+    insert,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, NoResultFound
 
 from broker.aggregator.catalogue_changes import CatalogueChange
 from broker.aggregator.decisions import (
     Answered,
-    ClosedRound,
     CloseRound,
     CoreState,
     JournalEntry,
@@ -56,7 +66,7 @@ from broker.protocol.versions import sha256, table_bytes
 from trainer.params import Floats, ScoreFunction
 
 _IS_ROLLBACK = VERSIONS.c.kind == "rollback"
-_IS_PENDING = JOURNAL.c.version.is_(None) & (JOURNAL.c.verdict == "accepted")
+IS_PENDING = JOURNAL.c.version.is_(None) & (JOURNAL.c.verdict == "accepted")
 
 
 class SqlStore(ABC):
@@ -146,7 +156,7 @@ class SqlStore(ABC):
         with self.transaction() as connection:
             if batch.devices:
                 connection.execute(
-                    _upsert(connection, DEVICES).on_conflict_do_nothing(),
+                    upsert(connection, DEVICES).on_conflict_do_nothing(),
                     [{"device": device} for device in batch.devices],
                 )
             for name, amount in (("duplicates", batch.duplicates), ("refused", batch.refused)):
@@ -156,7 +166,7 @@ class SqlStore(ABC):
             found: dict[int, VersionQuality] = {}  # each report tells all of its version again
             for command in batch.commands:
                 if isinstance(command, CloseRound):
-                    self._close_round(connection, command.round, entries, batch)
+                    self._close_round(connection, command, entries, batch)
                     entries = []
                 elif isinstance(command, KeepQuality):
                     found[command.quality.version] = command.quality
@@ -169,9 +179,13 @@ class SqlStore(ABC):
                 self._forget(connection)
 
     def _close_round(
-        self, connection: Connection, closed: ClosedRound, entries: list[JournalEntry], batch: Batch
+        self, connection: Connection, command: CloseRound, entries: list[JournalEntry], batch: Batch
     ) -> None:
-        self._spend_pending(connection, closed.version)
+        closed = command.round
+        if command.spends is None:
+            self._spend_pending(connection, closed.version)
+        else:
+            self._spend(connection, command.spends, closed.version)
         self._insert_entries(connection, entries, closed.version)
         _insert_version(
             connection,
@@ -195,12 +209,28 @@ class SqlStore(ABC):
 
     def _spend_pending(self, connection: Connection, version: int) -> int:
         """Mark what waits as a version's own, which counts it, or drops it as a rollback; give how many."""
-        return connection.execute(update(JOURNAL).where(_IS_PENDING).values(version=version)).rowcount
+        return connection.execute(update(JOURNAL).where(IS_PENDING).values(version=version)).rowcount
 
-    def _insert_entries(
-        self, connection: Connection, entries: list[JournalEntry], version: int | None
+    def _spend(self, connection: Connection, ids: Sequence[int], version: int) -> None:
+        """Mark entries as a version's own, in this order, which is kept: it may be another than the ids'."""
+        if not ids:
+            return
+        mark = update(JOURNAL).where((JOURNAL.c.id == bindparam("spent")) & IS_PENDING)
+        rows = [{"spent": number, "position": place} for place, number in enumerate(ids)]
+        done = connection.execute(mark.values(version=version, place=bindparam("position")), rows)
+        if done.rowcount != len(ids):
+            raise CorruptError(
+                f"{self._name}: {len(ids) - done.rowcount} updates of version {version} are not there, "
+                "or were counted before; nothing was changed"
+            )
+
+    def insert_entries(
+        self, connection: Connection, entries: Sequence[JournalEntry], version: int | None
     ) -> None:
-        """Journal the entries; `version` is the round that counts the accepted ones, None: no one yet."""
+        """Journal entries in a transaction of the caller's, without noting them as answered.
+
+        `version` is the round that counts the accepted ones, None: no one yet.
+        """
         if not entries:
             return
         ids = self._new_ids(connection, len(entries))
@@ -227,12 +257,19 @@ class SqlStore(ABC):
         ]
         if bodies:
             connection.execute(insert(BODIES), bodies)
+
+    def _insert_entries(
+        self, connection: Connection, entries: list[JournalEntry], version: int | None
+    ) -> None:
+        if not entries:
+            return
+        self.insert_entries(connection, entries, version)
         newest = {(entry.device, str(entry.incarnation)): entry for entry in entries}
-        upsert = _upsert(connection, ANSWERED)
+        noted = upsert(connection, ANSWERED)
         connection.execute(
-            upsert.on_conflict_do_update(
+            noted.on_conflict_do_update(
                 index_elements=["device", "incarnation"],
-                set_={"seq": upsert.excluded.seq, "verdict": upsert.excluded.verdict},
+                set_={"seq": noted.excluded.seq, "verdict": noted.excluded.verdict},
             ),
             [
                 {"device": device, "incarnation": incarnation, "seq": entry.seq, "verdict": entry.verdict}
@@ -276,7 +313,7 @@ class SqlStore(ABC):
                 for row in connection.execute(select(ANSWERED))
             }
             return CoreState(
-                instance=_fact(connection, "instance"),
+                instance=fact(connection, "instance"),
                 version=newest,
                 table=kept.table,
                 answered=answered,
@@ -296,7 +333,7 @@ class SqlStore(ABC):
 
     def pending(self) -> list[tuple[Update, int, int]]:
         """See `AggregatorStore.pending`."""
-        return self._updates(_IS_PENDING)
+        return self._updates(IS_PENDING)
 
     def counted(self, version: int) -> list[tuple[Update, int, int]]:
         """See `AggregatorStore.counted`."""
@@ -342,7 +379,7 @@ class SqlStore(ABC):
     def queue_change(self, change: CatalogueChange, queued_at: float) -> int:
         """See `AggregatorStore.queue_change`."""
         with self.transaction() as connection:
-            return catalogue_rows.queue(connection, change, _fact(connection, "dim"), queued_at)
+            return catalogue_rows.queue(connection, change, fact(connection, "dim"), queued_at)
 
     def queued_changes(self) -> list[tuple[int, CatalogueChange]]:
         """See `AggregatorStore.queued_changes`."""
@@ -365,11 +402,14 @@ class SqlStore(ABC):
         with self.transaction(reading=True) as connection:
             return catalogue_rows.outcome(connection, number)
 
-    def next_session(self) -> int:
+    def next_session(self, least: int = 1) -> int:
         """See `AggregatorStore.next_session`."""
         with self.transaction() as connection:
             _add_to_fact(connection, "session", 1)
-            return _fact(connection, "session")
+            number = fact(connection, "session")
+            if number < least:
+                _add_to_fact(connection, "session", least - number)
+            return max(number, least)
 
     def ledger(self, prefix: str = "") -> Ledger:
         """See `AggregatorStore.ledger`."""
@@ -391,8 +431,8 @@ class SqlStore(ABC):
                 pending=counts.get("pending", 0),
                 stale=counts.get("stale", 0),
                 rejected=counts.get("rejected", 0),
-                duplicates=_fact(connection, "duplicates"),
-                refused=_fact(connection, "refused"),
+                duplicates=fact(connection, "duplicates"),
+                refused=fact(connection, "refused"),
                 dropped=counts.get("dropped", 0),
             )
 
@@ -461,7 +501,7 @@ class SqlStore(ABC):
             select(STRATEGY_STATE).where(STRATEGY_STATE.c.version == version).order_by(STRATEGY_STATE.c.name)
         )
         return KeptTable(
-            table=np.frombuffer(row.item_table, dtype="<f4").reshape(-1, _fact(connection, "dim")),
+            table=np.frombuffer(row.item_table, dtype="<f4").reshape(-1, fact(connection, "dim")),
             strategy_state={
                 each.name: np.frombuffer(each.content, dtype="<f4").reshape(-1, each.width) for each in state
             },
@@ -492,12 +532,13 @@ class SqlStore(ABC):
         self._forget(connection)
 
 
-def _upsert(connection: Connection, table: Any) -> Any:
+def upsert(connection: Connection, table: Any) -> Any:
     """Give an INSERT that may say what to do about a row that is there, in the database's dialect."""
     return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
 
 
-def _fact(connection: Connection, name: str) -> int:
+def fact(connection: Connection, name: str) -> int:
+    """Give one of the numbers that a store keeps by name."""
     return int(connection.execute(select(FACTS.c.value).where(FACTS.c.name == name)).scalar_one())
 
 
@@ -555,7 +596,7 @@ def _note_retired(connection: Connection, version: int) -> None:
 
 def _keep_quality(connection: Connection, quality: VersionQuality) -> None:
     values = asdict(quality)
-    kept = _upsert(connection, QUALITY)
+    kept = upsert(connection, QUALITY)
     connection.execute(
         kept.on_conflict_do_update(
             index_elements=["version"], set_={name: kept.excluded[name] for name in values}

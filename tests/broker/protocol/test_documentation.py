@@ -29,6 +29,7 @@ def test_page_has_exactly_the_topics() -> None:
         topics.update("ID"),
         topics.receipt("ID"),
         topics.quality("ID"),
+        topics.part("ID"),
     }
 
     assert set(re.findall(r"^\| `([^`]+)` \| ", PAGE, re.MULTILINE)) == expected

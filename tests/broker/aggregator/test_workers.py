@@ -1,0 +1,298 @@
+"""Several workers of one fleet: what they share in PostgreSQL, and behind a real broker."""
+
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from itertools import count
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from broker.address import BrokerAddress
+from broker.aggregator.cli import cli
+from broker.aggregator.config import AggregatorConfig
+from broker.aggregator.decisions import CloseRound, Journal
+from broker.aggregator.directory import load_config
+from broker.aggregator.examination import examine
+from broker.aggregator.store.address import StoreAddress
+from broker.aggregator.store.interface import Batch
+from broker.aggregator.store.postgres import PostgresStore
+from broker.aggregator.store.sharing import ContestedError, SharedJournal
+from broker.aggregator.worker import WorkerService
+from broker.errors import InUseError
+from broker.protocol.encodings import SparseChange
+from broker.protocol.messages import Head, Update
+from tests.broker.aggregator.builders import a_change, a_genesis, a_round, an_entry, an_update
+from tests.broker.aggregator.fleet import Device, make_directory
+from tests.brokers import PATIENCE_S, RunningBroker
+from tests.integration.processes import wait_until
+from tests.postgres import Cluster
+
+pytestmark = pytest.mark.postgres
+_numbers = count(1)
+
+
+# --- the shared journal ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def address(cluster: Cluster) -> StoreAddress:
+    """Give a store with a fleet's beginning in it."""
+    result = StoreAddress(cluster.new_store())
+    with closing(PostgresStore(result)) as store:
+        store.initialise(a_genesis())
+    return result
+
+
+def test_update_that_another_worker_has_answered_is_contested_and_stores_nothing(
+    address: StoreAddress,
+) -> None:
+    """The second worker judges again, and finds the first one's verdict."""
+    with closing(PostgresStore(address)) as one, closing(PostgresStore(address)) as two:
+        SharedJournal(one).record([an_entry(device="pi", seq=1)], {"pi"})
+        journal = SharedJournal(two)
+
+        with pytest.raises(ContestedError):
+            journal.record([an_entry(device="other", seq=1), an_entry(device="pi", seq=1)], {"other", "pi"})
+
+        state = journal.state_for({"pi", "other"})
+        assert {key: each.seq for key, each in state.answered.items()} == {("pi", 1): 1}
+        assert state.seen == {"pi"}
+        assert [each.device for each in journal.waiting([], 10)] == ["pi"]
+
+
+def test_number_that_was_passed_over_is_contested(address: StoreAddress) -> None:
+    """A worker that had two of a device's numbers in its batch loses to one that had the first."""
+    with closing(PostgresStore(address)) as one, closing(PostgresStore(address)) as two:
+        SharedJournal(one).record([an_entry(seq=1)], ())
+
+        with pytest.raises(ContestedError):
+            SharedJournal(two).record([an_entry(seq=1), an_entry(seq=2)], ())
+
+        assert SharedJournal(two).state_for({"pi"}).answered["pi", 1].seq == 1
+
+
+def test_workers_that_are_sent_the_same_updates_journal_each_once(address: StoreAddress) -> None:
+    """Four workers get all updates of 20 devices, in batches and orders of their own."""
+
+    def work(seed: int) -> int:
+        rng, journalled = Random(seed), 0
+        with closing(PostgresStore(address)) as store:
+            journal = SharedJournal(store)
+            for seq in range(1, 6):
+                devices = [f"pi-{number}" for number in range(20)]
+                rng.shuffle(devices)
+                while devices:
+                    batch, devices = devices[:7], devices[7:]
+                    while True:
+                        answered = journal.state_for(set(batch)).answered
+                        done = {device for (device, _), each in answered.items() if each.seq >= seq}
+                        new = [device for device in batch if device not in done]
+                        try:
+                            journal.record([an_entry(device=each, seq=seq) for each in new], set(new))
+                        except ContestedError:
+                            continue
+                        journalled += len(new)
+                        break
+        return journalled
+
+    with ThreadPoolExecutor(4) as pool:
+        journalled = list(pool.map(work, range(4)))
+
+    with closing(PostgresStore(address)) as store:
+        found = [(each.device, each.update.seq) for each in SharedJournal(store).waiting([], 1000)]
+    assert sum(journalled) == len(found) == len(set(found)) == 100
+
+
+def test_round_spends_what_its_leader_counted_in_that_order(address: StoreAddress) -> None:
+    """Not what others have journalled meanwhile; the order is not that of the journal's numbers."""
+    with closing(PostgresStore(address)) as store:
+        journal = SharedJournal(store)
+        journal.record([an_entry(device=f"pi-{number}", seq=number) for number in range(1, 5)], ())
+        first, second, third, _ = journal.waiting([], 10)
+
+        closed = CloseRound(a_round(1, updates=2), spends=(third.id, first.id))
+        store.commit(Batch(commands=[closed], closed_at=0.0))
+
+        assert [update.seq for update, _, _ in store.counted(1)] == [3, 1]
+        assert [each.update.seq for each in journal.waiting([second.id], 10)] == [4]
+        assert journal.backlog(1000) == 2
+
+
+def test_update_accepted_while_its_version_was_given_up_is_dropped_with_it(address: StoreAddress) -> None:
+    """The ledger adds up."""
+    with closing(PostgresStore(address)) as store:
+        journal = SharedJournal(store)
+        store.commit(Batch(commands=[Journal(an_entry(seq=1)), CloseRound(a_round(1))], closed_at=0.0))
+        store.commit(
+            Batch(commands=[CloseRound(a_round(2, updates=0, restored=0), spends=())], closed_at=0.0)
+        )
+        journal.record([an_entry(seq=2, base_version=1)], ())
+        (late,) = journal.waiting([], 10)
+
+        journal.drop(late.id, 2)
+
+        assert (store.ledger().dropped, store.ledger().pending) == (1, 0)
+        assert store.rounds(1)[0].dropped == 1
+        assert journal.state_for(()).rolled_back == [(0, 2)]
+
+
+def test_workers_serve_together_but_with_nobody_else(address: StoreAddress) -> None:
+    """Names differ, one leads, and whoever wants the store alone is kept out."""
+    with ExitStack() as stack:
+        one, two, three = (stack.enter_context(closing(PostgresStore(address))) for _ in range(3))
+        with one.working("one"):
+            with pytest.raises(InUseError, match=r"a worker one .* runs already"), two.working("one"):
+                pass
+            with pytest.raises(InUseError, match="served by another process"), three.serving():
+                pass
+            with two.working("two"):
+                assert one.try_to_lead()
+                assert not two.try_to_lead()
+                assert three.is_served()
+                one.close()
+                wait_until(two.try_to_lead, "the server has noticed that the leader is gone")
+        with (
+            three.serving(),
+            pytest.raises(InUseError, match="that is no worker"),
+            one.working("1"),
+        ):
+            pass
+
+
+def test_fleets_in_schemas_of_one_database_have_locks_of_their_own(cluster: Cluster) -> None:
+    """Advisory locks are the database's."""
+    with (
+        closing(PostgresStore(StoreAddress(cluster.new_store()))) as one,
+        closing(PostgresStore(StoreAddress(cluster.new_store()))) as two,
+        one.serving(),
+        two.serving(),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("store", "broker", "said"),
+    [
+        ("", "mqtt://127.0.0.1:1", "workers share a PostgreSQL store"),
+        ("postgresql://a@127.0.0.1/b", "auto", "workers share a broker that runs by itself"),
+    ],
+)
+def test_worker_of_what_cannot_be_shared_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str, broker: str, said: str
+) -> None:
+    """A file, or a broker of the process's own."""
+    path = make_directory(tmp_path / "shop", AggregatorConfig(fleet="shop"))
+    monkeypatch.setenv("PFEDREC_STORE", store)
+
+    result = CliRunner().invoke(cli, ["start", "--dir", str(path), "--worker", "a", "--broker", broker])
+
+    assert said in str(result.exception)
+
+
+# --- behind a broker ---------------------------------------------------------------------------------
+
+
+class Workers:
+    """A fleet's workers, each on a thread of its own."""
+
+    def __init__(self, path: Path, url: str, address: BrokerAddress) -> None:
+        self.config = load_config(path, {"PFEDREC_STORE": url})
+        self.said: list[str] = []
+        self._address = address
+
+    @contextmanager
+    def working(self, name: str) -> Iterator[WorkerService]:
+        """Run one, as its command would; it ends without a word to the store, as by a kill."""
+        store = PostgresStore(self.config.store_address, self.config.keep_versions)
+        stop = threading.Event()
+        with ThreadPoolExecutor(1) as pool, closing(store), store.working(name):
+            service = WorkerService(self.config, store, self._address, self.said.append, name=name)
+            running = pool.submit(service.run, stop)
+            try:
+                wait_until(lambda: running.done() or service.broker_connected, f"worker {name} is connected")
+                yield service
+            finally:
+                stop.set()
+                running.result(PATIENCE_S)
+
+    def store(self) -> PostgresStore:
+        """Open the store that they share."""
+        return PostgresStore(self.config.store_address)
+
+
+@pytest.fixture
+def workers(cluster: Cluster, shared_mosquitto: RunningBroker, tmp_path: Path) -> Workers:
+    """Give those of a fleet whose rounds close with two updates."""
+    url = cluster.new_store()
+    fleet = f"workers-{os.getpid()}-{next(_numbers)}"
+    config = AggregatorConfig(
+        fleet=fleet, buffer=2, deadline_s=0.0, population=4, store=url, broker=shared_mosquitto.url
+    )
+    path = make_directory(tmp_path / "aggregator", config, n_items=3000, dim=32)
+    return Workers(path, url, shared_mosquitto.address)
+
+
+def an_update_for(head: Head, seq: int, change: SparseChange | None = None) -> Update:
+    """Give an update of the newest version."""
+    return an_update(
+        seq=seq,
+        instance=head.instance,
+        base_version=head.version,
+        change=change or a_change(seq, n_items=head.rows, dim=head.dim, n_rows=5),
+    )
+
+
+@pytest.mark.mqtt
+def test_workers_share_updates_and_one_goes_on_when_the_leader_ends(
+    workers: Workers, shared_mosquitto: RunningBroker
+) -> None:
+    """Each update counts once, whoever it is sent to; versions go on; every one of them can be made anew."""
+    fleet = workers.config.fleet
+    with workers.working("b") as later, Device(shared_mosquitto.address, fleet) as device:
+        wait_until(lambda: later.leads, "b leads")
+        with workers.working("a") as other:
+            head = device.head()
+            receipts = []
+            for seq in range(1, 9):
+                update = an_update_for(head, seq)
+                # By turns: one for each worker.
+                receipts.append((device.send(update).verdict, device.send(update).verdict))
+            assert set(receipts) == {("accepted", "duplicate")}
+            assert not other.leads
+            before = device.head(lambda head: head.version == 4)
+    with workers.working("a") as other, Device(shared_mosquitto.address, fleet) as device:
+        wait_until(lambda: other.leads, "a leads")
+        head = device.head(lambda head: head.session > before.session)
+        assert head.version == 4
+        assert device.send(an_update_for(head, 8)).verdict == "duplicate"
+        assert [device.send(an_update_for(head, seq)).verdict for seq in (9, 10)] == ["accepted"] * 2
+        newest = device.head(lambda head: head.version == 5)
+        table = device.table(newest)
+    with closing(workers.store()) as store:
+        np.testing.assert_array_equal(store.load().table, table)
+        assert [each.judgement for each in examine(store)] == ["proved"] * 5
+        assert (store.ledger().counted, store.ledger().duplicates) == (10, 9)
+
+
+@pytest.mark.mqtt
+def test_update_in_parts_is_put_together_by_the_leader(
+    workers: Workers, shared_mosquitto: RunningBroker
+) -> None:
+    """Its parts come to different workers."""
+    with (
+        workers.working("b") as leader,
+        workers.working("a"),
+        Device(shared_mosquitto.address, workers.config.fleet) as device,
+    ):
+        wait_until(lambda: leader.leads, "b leads")
+        head = device.head()
+        change = a_change(1, n_items=head.rows, dim=head.dim, n_rows=head.rows)
+        assert change.change.nbytes > 3 * 100_000
+
+        assert device.send(an_update_for(head, 1, change)).verdict == "accepted"
