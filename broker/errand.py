@@ -27,6 +27,11 @@ class Errand(Generic[_T]):
         except BaseException as error:  # noqa: BLE001 - raised where the result is wanted
             self._failure = error
 
+    @property
+    def done(self) -> bool:
+        """Whether the result is there."""
+        return not self._thread.is_alive()
+
     def result(self, stop: threading.Event, meanwhile: Callable[[], None] = lambda: None) -> _T | None:
         """Wait for the work's result, and raise what it raised; None when `stop` is set before.
 
@@ -37,6 +42,10 @@ class Errand(Generic[_T]):
                 return None
             meanwhile()
             self._thread.join(_LISTEN_S)
+        return self.finished()
+
+    def finished(self) -> _T:
+        """Give the result of work that is `done`, or raise what it raised."""
         if self._failure is not None:
             raise self._failure
         return self._results[0]

@@ -145,7 +145,7 @@ _SHORT_WAITS_S = (0.01, 0.05, 0.1, 0.0)
 
 
 def _lock(
-    handle: int, path: Path, kind: int = fcntl.LOCK_EX, waits_s: Iterable[float] = _SHORT_WAITS_S
+    handle: int, sentence: str, kind: int = fcntl.LOCK_EX, waits_s: Iterable[float] = _SHORT_WAITS_S
 ) -> None:
     for wait_s in waits_s:
         try:
@@ -154,7 +154,7 @@ def _lock(
             time.sleep(wait_s)
         else:
             return
-    raise InUseError(f"{path} is in use by another process; end that one first")
+    raise InUseError(sentence)
 
 
 @contextmanager
@@ -172,10 +172,31 @@ def exclusive(path: Path, *, with_others: bool = False) -> Iterator[None]:
         When another process holds it.
     DiskFullError, NotWritableError
     """
+    sentence = f"{path} is in use by another process; end that one first"
+    with lock_file(path / _LOCK_NAME, sentence, shared=with_others):
+        yield
+
+
+@contextmanager
+def lock_file(path: Path, sentence: str, *, shared: bool = False) -> Iterator[None]:
+    """Hold a lock on a file, which is made; it ends with the process, however that ends.
+
+    Parameters
+    ----------
+    sentence : str
+        What to say when another process holds it.
+    shared : bool
+        With others who share it, too.
+
+    Raises
+    ------
+    InUseError
+    DiskFullError, NotWritableError
+    """
     with named_failures(path):
-        handle = os.open(path / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        _lock(handle, path, fcntl.LOCK_SH if with_others else fcntl.LOCK_EX)
+        _lock(handle, sentence, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         yield
     finally:
         os.close(handle)
@@ -201,7 +222,8 @@ def hold(path: Path, *, shared: bool = False, wait_s: float | None = None) -> in
     with named_failures(path):
         handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        _lock(handle, path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, waits_s)
+        sentence = f"{path} is in use by another process; end that one first"
+        _lock(handle, sentence, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, waits_s)
     except BaseException:
         os.close(handle)
         raise

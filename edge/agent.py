@@ -75,6 +75,8 @@ class Agent:
         Draws negatives, batches and the jitter of check-ins.
     root : Path
         Where the guards find the machine's facts; see `edge.surroundings`.
+    release : int
+        The number of the release that the device runs, for its status; 0: none.
     """
 
     def __init__(
@@ -84,7 +86,9 @@ class Agent:
         say: Callable[[str], None],
         rng: np.random.Generator,
         root: Path = Path("/"),
+        release: int = 0,
     ) -> None:
+        self._software = package_version("pfedrec-edge") + (f"+{release}" if release else "")
         self._config = config
         self._store = store
         self._say = say
@@ -174,6 +178,11 @@ class Agent:
     def state(self) -> str:
         """What the device does and why, in a line."""
         return self._bulletin.line
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection to the broker."""
+        return self._connection.connected
 
     @property
     def model(self) -> Model | None:
@@ -510,7 +519,7 @@ class Agent:
                 incarnation=self._incarnation,
                 version=self._session.version,
                 scorer=self._scorer,
-                software=package_version("pfedrec-edge"),
+                software=self._software,
             )
         )
 

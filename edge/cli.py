@@ -17,11 +17,12 @@ import click
 from broker.commandline import Identifier, echo_facts, echo_json, report, run, say
 from broker.errors import UnknownItemError
 from broker.servicecommand import install_service
-from broker.storage import exclusive, is_in_use, read_file
+from broker.storage import is_in_use, read_file
 from edge import moment
 from edge.datacommands import DIRECTORY as _DIRECTORY
 from edge.datacommands import JSON as _JSON
 from edge.datacommands import export, forget, reset
+from edge.updatecommand import update
 
 if TYPE_CHECKING:
     from broker.unit import Unit
@@ -61,6 +62,7 @@ def cli() -> None:
 @click.option("--cert", "tls_cert", type=_FILE, help="With mqtts: this device's certificate.")
 @click.option("--key", "tls_key", type=_FILE, help="With mqtts: its secret key.")
 @click.option("--head-key", "head_keys", type=_FILE, help="Public keys of what the aggregator publishes.")
+@click.option("--release-key", "release_keys", type=_FILE, help="Public keys of releases (docs/updates.md).")
 def init(directory: Path, bundle: Path | None, **settings: Any) -> None:
     """Set up a device's directory. Certificates and keys are copied into it.
 
@@ -121,6 +123,7 @@ def start(directory: Path, broker: str | None, seed: int | None, *, verbose: boo
 
     A broker that is away is waited for. Interactions recorded or forgotten meanwhile are noticed within a
     second. A database that is damaged is put aside, and a new one made from what can be read.
+    A release that `edge-client update` has installed is tried, and kept or given back (docs/updates.md).
     SIGHUP: read config.toml again. Beside it the local API is served, and home automation is told the status,
     as config.toml says.
 
@@ -133,28 +136,19 @@ def start(directory: Path, broker: str | None, seed: int | None, *, verbose: boo
     from broker.journal import set_up_logging
     from broker.servicing import Service
     from broker.supervisor import Supervisor
-    from edge.agent import Agent
-    from edge.config import load_config
-    from edge.rebuild import open_sound_store
+    from edge.config import DeviceConfig, load_config
     from edge.renewal import finish
-    from edge.services import services
+    from edge.serving import serve
+
+    def load() -> DeviceConfig:
+        return load_config(directory, os.environ, broker=broker)
 
     set_up_logging(verbose=verbose)
     finish(directory, os.environ)
-    service = Service(Supervisor(), lambda: load_config(directory, os.environ, broker=broker), say)
+    service = Service(Supervisor(), load, say)
     service.listen()
-    config = load_config(directory, os.environ, broker=broker)
-    with exclusive(directory):
-        store = open_sound_store(directory, say)
-        try:
-            rng = np.random.default_rng(secrets.randbits(128) if seed is None else seed)
-            say(f"device {config.device_id} of fleet {config.fleet}, broker {config.address}")
-            agent = Agent(config, store, say, rng)
-            with services(config, directory, say, lambda: agent.model):
-                agent.run(service.stop, lambda: service.each_round(agent))
-        finally:
-            service.end()
-            store.close()
+    rng = np.random.default_rng(secrets.randbits(128) if seed is None else seed)
+    serve(directory, load, service, say, rng)
     say("stopped")
 
 
@@ -259,6 +253,7 @@ def recommend(
     from edge.config import load_config, open_store
     from edge.recommendation import recommend as best_items
     from edge.scorer import make_scorer
+    from edge.slots import Slots
 
     config = load_config(directory, os.environ)
     choice = None if among is None else _lines(among)
@@ -273,7 +268,7 @@ def recommend(
                 say("start, which holds a newer table, does not answer; this is from the stored one")
         result = result or best_items(
             store,
-            make_scorer(config.scorer_choice),
+            make_scorer(config.scorer_choice, Slots(directory).model),
             top,
             exclude_seen=exclude_seen,
             among=choice,
@@ -365,7 +360,7 @@ cli.add_command(
     """,
     )
 )
-for _command in (export, forget, reset):
+for _command in (export, forget, reset, update):
     cli.add_command(_command)
 
 

@@ -13,8 +13,15 @@ from typing import Any, Literal
 from broker import configfile
 from broker.address import BrokerAddress
 from broker.configfile import option, section
-from broker.errors import AlreadyInitialisedError, BundleForbiddenError, ConfigError, FileUnreadableError
-from broker.protocol.releases import SETTINGS
+from broker.errors import (
+    AlreadyInitialisedError,
+    BundleForbiddenError,
+    BundleUnfitError,
+    ConfigError,
+    CorruptError,
+    FileUnreadableError,
+)
+from broker.protocol.releases import MAX_BUNDLE_BYTES, SETTINGS
 from broker.protocol.signatures import keys_from_text
 from broker.protocol.topics import checked_id
 from broker.storage import (
@@ -32,6 +39,7 @@ from edge.homeassistant import checked_prefix
 from edge.itemrule import DEFAULT_RULE, ItemRule
 from edge.putaside import finish, unfinished
 from edge.retention import Retention
+from edge.slots import Slots
 from edge.store import DeviceStore
 from trainer.errors import ParameterError
 
@@ -42,8 +50,17 @@ TOKEN_NAME = "api-token"  # noqa: S105 - the name of its file
 _REBUILD_WAIT_S = 30.0
 """How long a command waits for a database that is being rebuilt, and a rebuild for commands."""
 
-FILES = {"tls_ca": "ca.pem", "tls_cert": "cert.pem", "tls_key": "key.pem", "head_keys": "head_key.pub"}
+_LONGEST_TRIAL_S = 86_400.0
+FILES = {
+    "tls_ca": "ca.pem",
+    "tls_cert": "cert.pem",
+    "tls_key": "key.pem",
+    "head_keys": "head_key.pub",
+    "release_keys": "release_key.pub",
+}
 """Settings that name a file, and what it is called in this directory and in a bundle."""
+OPTIONAL_FILES = frozenset({"release_keys"})
+"""Of those, what a bundle need not have."""
 BUNDLE_NAME = "device.toml"
 
 WHILE_RUNNING = frozenset({"scorer", "table_writes_mb", "training"})
@@ -74,6 +91,9 @@ class DeviceConfig:
     head_keys: str = option(
         "", "Public keys, one of which must have signed what the aggregator publishes; empty: not asked for."
     )
+    release_keys: str = option(
+        "", "Public keys, one of which must have signed a release; empty: none is taken. See docs/updates.md."
+    )
     scorer: str = option("auto", "auto (TFLite where it is installed), tflite, or numpy.")
     keep_interactions: int = option(
         20_000, "Interactions to keep at most; repeats of an item go first, then the oldest. 0: all."
@@ -103,6 +123,14 @@ class DeviceConfig:
         default=False,
         help_text="Allow home_broker to be the fleet's: its operator then sees what is recorded by MQTT.",
     )
+    update_max_mb: float = option(64.0, "Megabytes that a release's bundle may have.")
+    update_commands: bool = option(
+        default=False,
+        help_text="Whether a release may bring a program that start runs to see whether it works.",
+    )
+    update_trial_s: float = option(
+        60.0, "Seconds that a release must run with the broker reached to be kept; ten times as long without."
+    )
     training: Limits = section(  # noqa: RUF009 - gives a field
         Limits, "When to train. What cannot be read on this machine never forbids."
     )
@@ -120,6 +148,15 @@ class DeviceConfig:
         if not 0.0 <= self.table_writes_mb < math.inf:
             raise ParameterError(
                 f"table_writes_mb is {self.table_writes_mb}; it must be 0 (without a limit) or more"
+            )
+        if not 0.0 < self.update_max_mb <= MAX_BUNDLE_BYTES / 1e6:
+            raise ParameterError(
+                f"update_max_mb is {self.update_max_mb}; it must be above 0 and at most "
+                f"{MAX_BUNDLE_BYTES / 1e6:.0f}"
+            )
+        if not 0.0 <= self.update_trial_s <= _LONGEST_TRIAL_S:
+            raise ParameterError(
+                f"update_trial_s is {self.update_trial_s}; it must lie between 0 and {_LONGEST_TRIAL_S:.0f}"
             )
         if not 0 <= self.api_port <= 65535:
             raise ParameterError(f"api_port is {self.api_port}; it must be 0 (off) or a port up to 65535")
@@ -221,7 +258,8 @@ def read_bundle(path: Path) -> tuple[DeviceConfig, dict[str, Path]]:
         When it is no bundle.
     """
     config = configfile.load(DeviceConfig, path / BUNDLE_NAME, {})
-    return config, {name: path / file for name, file in FILES.items()}
+    files = {name: path / file for name, file in FILES.items()}
+    return config, {name: file for name, file in files.items() if name not in OPTIONAL_FILES or file.exists()}
 
 
 def initialise(path: Path, config: DeviceConfig, files: Mapping[str, Path] | None = None) -> None:
@@ -247,7 +285,7 @@ def initialise(path: Path, config: DeviceConfig, files: Mapping[str, Path] | Non
         )
     if files:
         given = with_files(config, files)
-        _ = (given.address.context(), read_head_keys(given))
+        _ = (given.address.context(), read_head_keys(given), read_release_keys(given))
         contents = {name: read_file(file) for name, file in files.items()}
     make_directory(path)
     with exclusive(path):
@@ -274,7 +312,9 @@ def load_config(path: Path, environment: Mapping[str, str], **flags: object) -> 
     NotInitialisedError, ConfigError, FileUnreadableError
     """
     _require(path, CONFIG_NAME)
-    config = configfile.load(DeviceConfig, path / CONFIG_NAME, environment, **flags)
+    config = configfile.load_over(
+        DeviceConfig, path / CONFIG_NAME, environment, _release_settings(path), flags
+    )
     named = {name: getattr(config, name) for name in FILES if getattr(config, name)}
     return with_files(config, {name: path / file for name, file in named.items()})
 
@@ -285,6 +325,28 @@ def with_files(config: DeviceConfig, files: Mapping[str, Path | str]) -> DeviceC
     return replace(config, **settings)
 
 
+def require_settings_fit(path: Path, settings: Mapping[str, Any]) -> None:
+    """Check that a directory's configuration allows what a release sets.
+
+    Raises
+    ------
+    BundleUnfitError
+    """
+    try:
+        configfile.load_over(DeviceConfig, path / CONFIG_NAME, {}, settings, {})
+    except ConfigError as error:
+        raise BundleUnfitError(f"the release's settings do not go with this device's: {error}") from error
+
+
+def _release_settings(path: Path) -> dict[str, Any]:
+    """Give what the release in use sets; nothing where that is damaged, which the next start finds out."""
+    try:
+        content = Slots(path).settings()
+        return {} if content is None else checked_settings(content)
+    except (BundleForbiddenError, CorruptError):
+        return {}
+
+
 def read_head_keys(config: DeviceConfig) -> tuple[bytes, ...]:
     """Read the keys that heads must be signed with; none if none are asked for.
 
@@ -293,11 +355,19 @@ def read_head_keys(config: DeviceConfig) -> tuple[bytes, ...]:
     ConfigError
         When there is no such file, or it holds something else.
     """
-    if not config.head_keys:
+    return _read_keys(config.head_keys)
+
+
+def read_release_keys(config: DeviceConfig) -> tuple[bytes, ...]:
+    """Read the keys that releases must be signed with; none if none are taken. Raises as `read_head_keys`."""
+    return _read_keys(config.release_keys)
+
+
+def _read_keys(file: str) -> tuple[bytes, ...]:
+    if not file:
         return ()
     try:
-        text = read_file(Path(config.head_keys)).decode("utf-8", "replace")
-        return keys_from_text(text, config.head_keys)
+        return keys_from_text(read_file(Path(file)).decode("utf-8", "replace"), file)
     except (FileUnreadableError, ParameterError) as error:
         raise ConfigError(str(error)) from error
 

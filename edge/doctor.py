@@ -28,6 +28,7 @@ from edge.config import CONFIG_NAME, DATABASE_NAME, DeviceConfig, load_config, o
 from edge.guards import Limits
 from edge.personal import Personal
 from edge.scorer import make_scorer
+from edge.slots import Slots
 from edge.store import Model
 from edge.surroundings import Surroundings
 
@@ -66,7 +67,7 @@ def examine(
         ),
         _broker(directory, config),
         _certificates(directory, config, now),
-        _scorer(config, model),
+        _scorer(directory, config, model),
     ]
 
 
@@ -200,9 +201,9 @@ def _certificates(directory: Path, config: DeviceConfig | None, now: float) -> F
     return findings.certificates(now, dates, n_keys, complaint)
 
 
-def _scorer(config: DeviceConfig | None, model: Model | None) -> Finding:
+def _scorer(directory: Path, config: DeviceConfig | None, model: Model | None) -> Finding:
     try:
-        scorer = make_scorer("auto" if config is None else config.scorer_choice)
+        scorer = make_scorer("auto" if config is None else config.scorer_choice, Slots(directory).model)
     except MissingExtraError as error:
         return problem("scorer", str(error), 'install it, or set scorer = "auto" in config.toml')
     except PFedRecError as error:

@@ -11,6 +11,7 @@ from edge.bulletin import IN_USE, read_bulletin
 from edge.config import DeviceConfig
 from edge.putaside import damaged_files
 from edge.scorer import available_scorer_name
+from edge.slots import Slots
 from edge.store import DeviceStore
 
 
@@ -27,6 +28,7 @@ def device_facts(config: DeviceConfig, store: DeviceStore, *, running: bool) -> 
     in_memory = running and remembered.held is not None and remembered.held.version == store.fact(IN_USE)
     head = remembered.held if in_memory and stored is not None else stored
     trained_at = store.fact("trained_at")
+    release = Slots(store.path.parent).state()
     return {
         "device_id": config.device_id,
         "fleet": config.fleet,
@@ -47,4 +49,7 @@ def device_facts(config: DeviceConfig, store: DeviceStore, *, running: bool) -> 
         "withdrawn": store.withdrawn(),
         "damaged_files": [path.name for path in damaged_files(store.path)],
         "scorer": available_scorer_name() if config.scorer == "auto" else config.scorer,
+        "release": release.release or None,
+        "release_on_trial": release.on_trial,
+        "release_failed": f"release {release.failed}: {release.reason}" if release.failed else None,
     }

@@ -12,7 +12,15 @@ from pathlib import Path
 from broker.errors import InputError
 from broker.storage import make_directory, named_failures, read_file, sync_directory, write_atomically
 from broker.tls import certificate_facts
-from edge.config import FILES, DeviceConfig, load_config, read_bundle, read_head_keys, with_files
+from edge.config import (
+    FILES,
+    OPTIONAL_FILES,
+    DeviceConfig,
+    load_config,
+    read_bundle,
+    read_head_keys,
+    with_files,
+)
 
 _READY, _BEGUN = "renewal", ".renewal"
 
@@ -36,7 +44,7 @@ def renew(path: Path, bundle: Path, environment: Mapping[str, str]) -> DeviceCon
             f"{bundle} is for device {given.device_id} of fleet {given.fleet}; this is {config.device_id} of "
             f"{config.fleet}"
         )
-    if missing := [name for name in FILES if not getattr(config, name)]:
+    if missing := [name for name in FILES if name not in OPTIONAL_FILES and not getattr(config, name)]:
         raise InputError(
             f"{path} has no {missing[0]}; a device without certificates is set up anew with init"
         )
@@ -44,7 +52,7 @@ def renew(path: Path, bundle: Path, environment: Mapping[str, str]) -> DeviceCon
     _ = (there.address.context(), read_head_keys(there))
     if (name := certificate_facts(files["tls_cert"]).common_name) != config.device_id:
         raise InputError(f"{files['tls_cert']} is the certificate of {name}; this is {config.device_id}")
-    contents = {FILES[name]: read_file(file) for name, file in files.items()}
+    contents = {FILES[name]: read_file(file) for name, file in files.items() if getattr(config, name)}
     begun = path / _BEGUN
     with named_failures(begun):
         shutil.rmtree(begun, ignore_errors=True)

@@ -12,6 +12,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import resources
 from importlib.resources.abc import Traversable
 from threading import Lock
@@ -139,8 +140,8 @@ class TfliteScorer:
         When the model that ships with the package is missing or damaged.
     """
 
-    def __init__(self) -> None:
-        self._interpreter = _first_working_interpreter(read_model)
+    def __init__(self, read: Callable[[], bytes] | None = None) -> None:
+        self._interpreter = _first_working_interpreter(read or read_model)
         # By their names in the signature: the order of the inputs in the file is the converter's own.
         signature = self._interpreter.get_signature_runner()
         self._input = {name: tensor["index"] for name, tensor in signature.get_input_details().items()}
@@ -202,13 +203,15 @@ class TfliteScorer:
             self._placed_b = b
 
 
-def make_scorer(choice: ScorerChoice) -> Scorer:
+def make_scorer(choice: ScorerChoice, read: Callable[[], bytes | None] = lambda: None) -> Scorer:
     """Make the scorer that the configuration asks for.
 
     Parameters
     ----------
     choice : {"auto", "tflite", "numpy"}
         "auto" takes TFLite where it is installed and works, else numpy.
+    read : callable
+        Gives a model that was checked, for TFLite; None: the one that ships with the package.
 
     Raises
     ------
@@ -224,11 +227,16 @@ def make_scorer(choice: ScorerChoice) -> Scorer:
     if choice == "numpy":
         return NumpyScorer()
     try:
-        return TfliteScorer()
+        return TfliteScorer(partial(_read_first, read))
     except TfliteUnavailableError:
         if choice == "tflite":
             raise
         return NumpyScorer()
+
+
+def _read_first(read: Callable[[], bytes | None]) -> bytes:
+    model = read()
+    return read_model() if model is None else model
 
 
 def available_scorer_name() -> ScorerName:

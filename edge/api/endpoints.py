@@ -30,6 +30,7 @@ from edge.facts import device_facts
 from edge.interaction import read_interaction
 from edge.recommendation import recommend
 from edge.scorer import Scorer, make_scorer
+from edge.slots import Slots
 from edge.store import DeviceStore, Model
 
 _LOG = logging.getLogger(__name__)
@@ -195,7 +196,8 @@ class Endpoints:
     def _scorer(self) -> Scorer:
         # TFLite would add 12 MB to a process that stays; the other one takes as long and gives the same.
         choice = self._config.scorer_choice
-        return make_scorer("numpy" if choice == "auto" else choice)
+        model = Slots(self._store.path.parent).model
+        return make_scorer("numpy" if choice == "auto" else choice, model)
 
     def _record(self, request: Request) -> Response:
         document = read_json(request.body)

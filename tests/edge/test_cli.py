@@ -573,6 +573,9 @@ def test_status_of_new_device_tells_what_is_missing(call: Call, directory: Path)
         "withdrawn": "0",
         "damaged_files": "none",
         "scorer": "numpy",
+        "release": "-",
+        "release_on_trial": "False",
+        "release_failed": "-",
     }
     assert len({len(line) - len(line.split(maxsplit=1)[1]) for line in found.out.splitlines()}) == 1
 
@@ -613,6 +616,9 @@ def test_status_gives_json(call: Call, trained: Path) -> None:
         "withdrawn": 0,
         "damaged_files": [],
         "scorer": "numpy",
+        "release": None,
+        "release_on_trial": False,
+        "release_failed": None,
     }
 
 

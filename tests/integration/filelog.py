@@ -147,7 +147,7 @@ class _Reader:
     def _operations(self, call: str, arguments: list[str], returned: int) -> Iterator[Operation]:
         match call:
             case "openat":
-                yield from self._opened(_text(arguments[1]), arguments[2], returned)
+                yield from self._opened(_place(*arguments[:2]), arguments[2], returned)
             case "pwrite64":
                 yield Wrote(_path(arguments[0]), int(arguments[3]), _bytes(arguments[1])[:returned])
             case "write":
@@ -159,18 +159,17 @@ class _Reader:
             case "truncate":
                 yield Cut(Path(_text(arguments[0])), int(arguments[1]))
             case "mkdir" | "mkdirat":
-                yield from self._made(Path(_text(arguments[-2])), directory=True)
-            case "unlink" | "rmdir":
-                yield from self._gone(Path(_text(arguments[0])))
-            case "unlinkat":
-                yield from self._gone(Path(_text(arguments[1])))
+                place = Path(_text(arguments[0])) if call == "mkdir" else _place(*arguments[:2])
+                yield from self._made(place, directory=True)
+            case "unlink" | "rmdir" | "unlinkat":
+                place = _place(*arguments[:2]) if call == "unlinkat" else Path(_text(arguments[0]))
+                yield from self._gone(place)
             case "rename":
                 yield from self._renamed(Path(_text(arguments[0])), Path(_text(arguments[1])))
             case "renameat" | "renameat2":
-                yield from self._renamed(Path(_text(arguments[1])), Path(_text(arguments[3])))
+                yield from self._renamed(_place(*arguments[:2]), _place(*arguments[2:4]))
 
-    def _opened(self, name: str, flags: str, handle: int) -> Iterator[Operation]:
-        path = Path(name)
+    def _opened(self, path: Path, flags: str, handle: int) -> Iterator[Operation]:
         self._offsets[handle] = 0
         if "O_CREAT" in flags:
             yield from self._made(path)
@@ -219,6 +218,12 @@ def _path(argument: str) -> Path:
     if found is None:
         raise HarnessError(f"strace names no file in {argument[:80]!r}")
     return Path(bytes.fromhex("".join(_HEX.findall(found[2]))).decode())
+
+
+def _place(folder: str, name: str) -> Path:
+    """Give where a name leads that is relative to an open folder, or to none (``AT_FDCWD``)."""
+    path = Path(_text(name))
+    return _path(folder) / path if _HANDLE.match(folder) and not path.is_absolute() else path
 
 
 def _bytes(argument: str) -> bytes:
