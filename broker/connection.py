@@ -1,4 +1,4 @@
-"""One MQTT 3.1.1 connection on paho's network thread: the only file that imports paho.
+"""One MQTT 3.1.1 connection on paho's network thread.
 
 Device and aggregator use it alike. Callbacks do three things: convert, put an event on a bounded queue,
 return; whoever owns the queue decides. Nothing here knows a topic's meaning.
@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
@@ -29,6 +30,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from broker.address import BrokerAddress
 from broker.errors import SchemaError
+from broker.mqttclient import Client
 from broker.protocol.topics import Filter, Topic
 from broker.protocol.wire import MAX_MESSAGE_BYTES
 from broker.tls import connection_trouble
@@ -38,7 +40,8 @@ _LOG = logging.getLogger(__name__)
 QUEUE_EVENTS = 20_000
 """More than any broker keeps in flight for one client; see `Connection.overflows`."""
 KEEPALIVE_S = 30
-_MAX_IN_FLIGHT = 1_000
+_MAX_IN_FLIGHT = 0
+"""Any number. With a limit paho looks at every message under way for each that the broker acknowledges."""
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 60.0
 _SHORTEST_WAIT_S = 0.05
@@ -184,7 +187,7 @@ class Connection:
         self._connected_at = 0.0
         self._answered = False
         self._waits = jittered_waits(random.SystemRandom().uniform)
-        self._client = paho.Client(
+        self._client = Client(
             CallbackAPIVersion.VERSION2,
             client_id=client_id,
             clean_session=clean,
@@ -236,6 +239,10 @@ class Connection:
             raise SchemaError(f"{len(payload)} bytes for {topic}; a message has at most {MAX_MESSAGE_BYTES}")
         if self.connected:
             self._client.publish(topic, payload, qos=1, retain=retain)
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """Send what is acknowledged and published within the block together, at its end."""
+        return self._client.one_wake()
 
     def acknowledge(self, message: Received) -> None:
         """Tell the broker that a message is taken care of; it will not send it again.

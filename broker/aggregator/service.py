@@ -54,7 +54,8 @@ from broker.protocol.topics import ROOT, Address, Filter, FleetTopics, Topic
 
 _LOG = logging.getLogger(__name__)
 
-BATCH_EVENTS = 512
+BATCH_EVENTS = 1_024
+"""As many as mosquitto has under way for one client: what comes meanwhile waits in the queue."""
 _LOOSE_BYTES = 32 * 1024 * 1024
 """Devices send at QoS 1; what comes without is somebody else's, and may be dropped."""
 _SMALL = 0.25
@@ -295,8 +296,6 @@ class AggregatorService:
         began = time.perf_counter()
         stored = self._commit(commands, new_devices, len(refusals))
         commit_seconds = time.perf_counter() - began if stored else None
-        for message in received:
-            self._connection.acknowledge(message)
         if events or stored:
             self._watch.worked(
                 WorkedBatch(
@@ -308,7 +307,10 @@ class AggregatorService:
                     commit_seconds=commit_seconds,
                 )
             )
-        self._reply([*commands, *answers])
+        with self._connection.gathered():
+            for message in received:
+                self._connection.acknowledge(message)
+            self._reply([*commands, *answers])
         if connected:
             self._connected()
         elif any(isinstance(command, PublishVersion) for command in commands):

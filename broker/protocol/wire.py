@@ -1,13 +1,17 @@
 """CBOR (RFC 8949) with typed arrays (RFC 8746), read as if every byte came from an enemy.
 
-The payload is walked once before anything is built from it. The walk allows what the protocol uses and
-nothing else: integers, text, bytes, arrays, maps, float32/float64, true, false, null, and four typed
-arrays; no indefinite length, no other tag, a bounded depth and number of items, and no length
-beyond the payload's end. What is built afterwards is therefore never larger than a small multiple of the
-payload. A map that repeats a key is refused too: two readers could understand it differently.
+The reader knows what the protocol uses and nothing else: integers, text, bytes, arrays, maps, float32,
+float64, true, false, null, and four typed arrays; no indefinite length, no other tag, a bounded depth and
+number of items, and no length beyond the payload's end. Each is checked before anything is built of it, so
+that what is built is never larger than a small multiple of the payload. A map that repeats a key is refused
+too: two readers could understand it differently.
+
+An aggregator reads each update with it: to walk through a message first and have a general decoder read it
+again takes half as long again.
 """
 
-from typing import Final, TypeGuard
+import struct
+from typing import Any, Final, TypeGuard
 
 import cbor2
 import numpy as np
@@ -23,13 +27,15 @@ MAX_ITEMS: Final = 512
 
 TypedArray = NDArray[np.uint32] | NDArray[np.int8] | NDArray[np.float16] | NDArray[np.float32]
 
-_DTYPE_OF_TAG: Final[dict[int, np.dtype[np.generic]]] = {
+_DTYPE_OF_TAG: Final[dict[int, np.dtype[Any]]] = {
     70: np.dtype("<u4"),  # uint32, little endian
     72: np.dtype("i1"),  # sint8
     84: np.dtype("<f2"),  # binary16, little endian
     85: np.dtype("<f4"),  # binary32, little endian
 }
 _TAG_OF_DTYPE: Final = {dtype: tag for tag, dtype in _DTYPE_OF_TAG.items()}
+_SIMPLE: Final = {20: False, 21: True, 22: None}
+_REAL: Final = {26: struct.Struct(">f"), 27: struct.Struct(">d")}
 _SIZE_OF_ADDITIONAL: Final = {24: 1, 25: 2, 26: 4, 27: 8}
 
 
@@ -76,91 +82,113 @@ def loads(payload: bytes, max_bytes: int = MAX_MESSAGE_BYTES, max_items: int = M
     """
     if len(payload) > max_bytes:
         raise MalformedError(f"{len(payload)} bytes; at most {max_bytes} are allowed here")
-    items = _check_structure(payload, max_items)
-    try:
-        value = cbor2.loads(payload, tag_hook=_array_of_tag)
-    except (cbor2.CBORDecodeError, ValueError, OverflowError, TypeError) as error:
-        raise MalformedError(f"not valid CBOR: {error}") from error
-    if _n_items(value) != items:
-        raise MalformedError("a map with a repeated key, or with a container as a key")
+    value, at, _ = _item(payload, 0, MAX_DEPTH, max_items - 1)
+    if at != len(payload):
+        raise MalformedError(f"{len(payload) - at} bytes follow the message")
     return value
 
 
-def _n_items(value: object) -> int:
-    if isinstance(value, dict):
-        return 1 + len(value) + sum(map(_n_items, value.values()))
-    return 1 + sum(map(_n_items, value)) if isinstance(value, list) else 1
+def _item(payload: bytes, at: int, depth: int, room: int) -> tuple[Any, int, int]:
+    """Read the item at `at`.
 
+    Parameters
+    ----------
+    depth : int
+        How many containers may still be opened.
+    room : int
+        Items that containers may still announce.
 
-def _array_of_tag(*arguments: object) -> object:
-    # cbor2 calls hook(decoder, tag) up to release 5 and hook(tag, immutable) from 6 on.
-    tag = next(a for a in arguments if isinstance(a, cbor2.CBORTag))
-    return np.frombuffer(tag.value, dtype=_DTYPE_OF_TAG[tag.tag])
-
-
-def _check_structure(payload: bytes, max_items: int) -> int:
-    """Walk the items of `payload` without building any; give their number."""
-    end = len(payload)
-    at = 0
-    items = 0
-    open_counts = [1]  # for each open container, how many items it still needs
-    while open_counts:
-        if open_counts[-1] == 0:
-            open_counts.pop()
-            continue
-        open_counts[-1] -= 1
-        items += 1
-        if items > max_items:
-            raise MalformedError(f"more than {max_items} data items")
-        major, argument, at = _item_head(payload, at, end)
-        if major in (2, 3):
-            at += argument
-            if at > end:
-                raise MalformedError(f"a string runs {at - end} bytes past the end")
-        elif major in (4, 5):
-            if len(open_counts) > MAX_DEPTH:
-                raise MalformedError(f"nested deeper than {MAX_DEPTH}")
-            if argument > max_items:
-                raise MalformedError(f"a container of {argument} items")
-            open_counts.append(argument * (major - 3))
-        elif major == 6:
-            at = _check_typed_array(payload, at, end, argument)
-    if at != end:
-        raise MalformedError(f"{end - at} bytes follow the message")
-    return items
-
-
-def _item_head(payload: bytes, at: int, end: int) -> tuple[int, int, int]:
-    """Read an item's major type and argument; give them and where its content begins."""
-    if at >= end:
+    Returns
+    -------
+    value, at, room
+        `at` is where the next item begins.
+    """
+    if at >= len(payload):
         raise MalformedError("the message ends too early")
-    initial = payload[at]
+    major, argument = payload[at] >> 5, payload[at] & 31
     at += 1
-    major, additional = initial >> 5, initial & 31
     if major == 7:
-        if additional in (20, 21, 22):
-            return major, 0, at
-        if additional not in (26, 27):
-            raise MalformedError(f"the simple value or float with the code {additional} is not used here")
-    if additional < 24:
-        return major, additional, at
-    size = _SIZE_OF_ADDITIONAL.get(additional)
+        value, at = _simple_or_real(payload, at, argument)
+        return value, at, room
+    if argument >= 24:
+        argument, at = _long_argument(payload, at, argument)
+    if major <= 1:
+        return (-1 - argument if major else argument), at, room
+    if major == 6:
+        array, at = _array_of_tag(payload, at, argument)
+        return array, at, room
+    if major <= 3:
+        after = at + argument
+        content = _bytes(payload, at, after)
+        return (content if major == 2 else _text(content)), after, room
+    if depth == 0:
+        raise MalformedError(f"nested deeper than {MAX_DEPTH}")
+    # All that a container announces is counted before the first of it is built.
+    room -= argument * (major - 3)
+    if room < 0:
+        raise MalformedError(f"{-room} data items too many; {MAX_ITEMS} are allowed in a message")
+    return (_array if major == 4 else _map)(payload, at, argument, depth - 1, room)
+
+
+def _array(payload: bytes, at: int, count: int, depth: int, room: int) -> tuple[list[Any], int, int]:
+    values = []
+    for _ in range(count):
+        value, at, room = _item(payload, at, depth, room)
+        values.append(value)
+    return values, at, room
+
+
+def _map(payload: bytes, at: int, count: int, depth: int, room: int) -> tuple[dict[Any, Any], int, int]:
+    pairs: dict[Any, Any] = {}
+    for _ in range(count):
+        key, at, room = _item(payload, at, depth, room)
+        if isinstance(key, list | dict | np.ndarray) or key in pairs:
+            raise MalformedError("a map with a repeated key, or with a container as a key")
+        pairs[key], at, room = _item(payload, at, depth, room)
+    return pairs, at, room
+
+
+def _simple_or_real(payload: bytes, at: int, code: int) -> tuple[bool | float | None, int]:
+    if code in _SIMPLE:
+        return _SIMPLE[code], at
+    layout = _REAL.get(code)
+    if layout is None:
+        raise MalformedError(f"the simple value or float with the code {code} is not used here")
+    (value,) = layout.unpack(_bytes(payload, at, at + layout.size))
+    return value, at + layout.size
+
+
+def _long_argument(payload: bytes, at: int, code: int) -> tuple[int, int]:
+    size = _SIZE_OF_ADDITIONAL.get(code)
     if size is None:
         raise MalformedError("an indefinite length or a reserved code")
-    if at + size > end:
-        raise MalformedError("the message ends too early")
-    return major, int.from_bytes(payload[at : at + size], "big"), at + size
+    return int.from_bytes(_bytes(payload, at, at + size), "big"), at + size
 
 
-def _check_typed_array(payload: bytes, at: int, end: int, tag: int) -> int:
+def _bytes(payload: bytes, at: int, after: int) -> bytes:
+    if after > len(payload):
+        raise MalformedError(f"an item runs {after - len(payload)} bytes past the end")
+    return payload[at:after]
+
+
+def _text(content: bytes) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise MalformedError(f"a text is not UTF-8: {error.reason}") from error
+
+
+def _array_of_tag(payload: bytes, at: int, tag: int) -> tuple[TypedArray, int]:
     dtype = _DTYPE_OF_TAG.get(tag)
     if dtype is None:
         raise MalformedError(f"the tag {tag} is not used here")
-    major, length, at = _item_head(payload, at, end)
-    if major != 2:
+    if at >= len(payload) or payload[at] >> 5 != 2:
         raise MalformedError(f"the tag {tag} needs a byte string")
+    length, at = payload[at] & 31, at + 1
+    if length >= 24:
+        length, at = _long_argument(payload, at, length)
     if length % dtype.itemsize:
         raise MalformedError(f"{length} bytes are no array of {dtype.itemsize}-byte values")
-    if at + length > end:
-        raise MalformedError(f"a typed array runs {at + length - end} bytes past the end")
-    return at + length
+    content = _bytes(payload, at, at + length)
+    array: TypedArray = np.frombuffer(content, dtype=dtype)
+    return array, at + length

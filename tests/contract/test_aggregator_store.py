@@ -288,6 +288,39 @@ def test_rounds_outlive_their_tables(opened: Opened) -> None:
     assert records[-1].sha256 == sha256(table_bytes(a_table(1)))
 
 
+def test_batch_of_more_rounds_than_are_kept_leaves_what_single_ones_do(
+    factory: Factory, tmp_path: Path
+) -> None:
+    """Under load many rounds are stored at once; what can be made anew is the same."""
+    last = KEEP_VERSIONS + 5
+    commands = [each for number in range(1, last + 1) for each in (accepted(number + 1), closing(number))]
+    seen = []
+    for name, parts in (
+        ("together", [commands]),
+        ("singly", [commands[i : i + 2] for i in range(0, 2 * last, 2)]),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        opened = Opened(factory, folder)
+        opened.store.initialise(a_genesis())
+        opened.store.commit(batch(accepted(1)))
+        for part in parts:
+            opened.store.commit(batch(*part))
+        store = opened.reopen()
+        kept = [store.kept_table(version) for version in range(last + 1)]
+        seen.append(
+            (
+                contents(store),
+                [None if each is None else each.table.tobytes() for each in kept],
+                [[update.seq for update, _, _ in store.counted(version)] for version in range(last + 1)],
+            )
+        )
+        store.close()
+
+    assert seen[0] == seen[1]
+    assert seen[0][2][-1] == [last + 1]
+
+
 def test_answered_is_the_newest_of_each_incarnation(opened: Opened) -> None:
     """Of every device and incarnation the newest number with its verdict is remembered."""
     opened.store.commit(

@@ -9,10 +9,10 @@ before the `commit` that holds it has returned.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from broker.aggregator.catalogue_changes import CatalogueChange
-from broker.aggregator.decisions import CloseRound, CoreState, Journal, KeepQuality, what_closed
+from broker.aggregator.decisions import CloseRound, CoreState, Journal, JournalEntry, KeepQuality, what_closed
 from broker.aggregator.guard import VersionQuality
 from broker.protocol.catalogue import Catalogue
 from broker.protocol.messages import Update
@@ -110,6 +110,14 @@ class Ledger:
     dropped: int = 0
 
 
+class PlacedEntry(NamedTuple):
+    """A journal entry, the version that counts it already, if one does, and whether its body is kept."""
+
+    entry: JournalEntry
+    version: int | None
+    kept: bool
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
     """What one transaction stores.
@@ -134,6 +142,26 @@ class Batch:
     refused: int = 0
     closed_at: float
     strategy: str | None = None
+
+    def entries(self, keep_versions: int) -> list[PlacedEntry]:
+        """Give the batch's entries in order, each with what became of it within the batch.
+
+        The updates of versions before the newest `keep_versions` are not needed any more: of a batch with
+        more rounds than that only the last ones' are.
+        """
+        rounds = [command.round.version for command in self.commands if isinstance(command, CloseRound)]
+        left = iter((*rounds, None))
+        version, closed = next(left), 0
+        placed: list[PlacedEntry] = []
+        for command in self.commands:
+            if isinstance(command, CloseRound):
+                version, closed = next(left), closed + 1
+            elif isinstance(command, Journal):
+                entry = command.entry
+                counted = None if entry.body is None else version
+                needed = entry.body is not None and closed >= len(rounds) - keep_versions
+                placed.append(PlacedEntry(entry, counted, needed))
+        return placed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

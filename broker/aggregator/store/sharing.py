@@ -14,6 +14,7 @@ import numpy as np
 from sqlalchemy import func, select, update
 
 from broker.aggregator.decisions import Answered, CoreState, JournalEntry
+from broker.aggregator.store.interface import PlacedEntry
 from broker.aggregator.store.postgres import PostgresStore
 from broker.aggregator.store.schema import ANSWERED, BODIES, CATALOGUE, DEVICES, JOURNAL, VERSIONS
 from broker.aggregator.store.sql import IS_PENDING, fact, upsert
@@ -120,7 +121,9 @@ class SharedJournal:
                 ).all()
                 if len(moved) != len(newest):
                     raise ContestedError
-                self._store.insert_entries(connection, entries, None)
+                self._store.insert_entries(
+                    connection, [PlacedEntry(entry, None, entry.body is not None) for entry in entries]
+                )
             if devices:
                 connection.execute(
                     upsert(connection, DEVICES).on_conflict_do_nothing(),

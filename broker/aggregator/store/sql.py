@@ -29,9 +29,9 @@ from sqlalchemy.exc import DBAPIError, NoResultFound
 from broker.aggregator.catalogue_changes import CatalogueChange
 from broker.aggregator.decisions import (
     Answered,
+    ClosedRound,
     CloseRound,
     CoreState,
-    JournalEntry,
     KeepQuality,
 )
 from broker.aggregator.guard import Restorable, VersionQuality
@@ -43,6 +43,7 @@ from broker.aggregator.store.interface import (
     Genesis,
     KeptTable,
     Ledger,
+    PlacedEntry,
     RoundRecord,
 )
 from broker.aggregator.store.migrations import migrate
@@ -162,36 +163,27 @@ class SqlStore(ABC):
             for name, amount in (("duplicates", batch.duplicates), ("refused", batch.refused)):
                 if amount:
                     _add_to_fact(connection, name, amount)
-            entries: list[JournalEntry] = []
-            found: dict[int, VersionQuality] = {}  # each report tells all of its version again
-            for command in batch.commands:
-                if isinstance(command, CloseRound):
-                    self._close_round(connection, command, entries, batch)
-                    entries = []
-                elif isinstance(command, KeepQuality):
-                    found[command.quality.version] = command.quality
-                else:
-                    entries.append(command.entry)
-            self._insert_entries(connection, entries, None)
-            for quality in found.values():
-                _keep_quality(connection, quality)
-            if any(isinstance(command, CloseRound) for command in batch.commands):
+            rounds = [command for command in batch.commands if isinstance(command, CloseRound)]
+            self._spend(connection, rounds)
+            self._insert_entries(connection, batch.entries(self._keep_versions))
+            for number, command in enumerate(rounds):
+                # Of a batch with many rounds the first may have left the window already.
+                kept = number >= len(rounds) - self._keep_versions - 1
+                self._insert_round(connection, command.round, batch, kept=kept)
+            # Each report tells all of its version again: the last is enough.
+            found = {each.quality.version: each for each in batch.commands if isinstance(each, KeepQuality)}
+            for each in found.values():
+                _keep_quality(connection, each.quality)
+            if rounds:
                 self._forget(connection)
 
-    def _close_round(
-        self, connection: Connection, command: CloseRound, entries: list[JournalEntry], batch: Batch
-    ) -> None:
-        closed = command.round
-        if command.spends is None:
-            self._spend_pending(connection, closed.version)
-        else:
-            self._spend(connection, command.spends, closed.version)
-        self._insert_entries(connection, entries, closed.version)
+    def _insert_round(self, connection: Connection, closed: ClosedRound, batch: Batch, *, kept: bool) -> None:
         _insert_version(
             connection,
             closed.version,
             closed.table,
             closed.strategy_state,
+            kept=kept,
             updates=closed.updates,
             staleness_sum=closed.staleness_sum,
             bytes_up=closed.bytes_up,
@@ -211,7 +203,16 @@ class SqlStore(ABC):
         """Mark what waits as a version's own, which counts it, or drops it as a rollback; give how many."""
         return connection.execute(update(JOURNAL).where(IS_PENDING).values(version=version)).rowcount
 
-    def _spend(self, connection: Connection, ids: Sequence[int], version: int) -> None:
+    def _spend(self, connection: Connection, rounds: Sequence[CloseRound]) -> None:
+        """Mark as their own what rounds spend of earlier batches: the first of them all that waits."""
+        for command in rounds:
+            if command.spends is not None:
+                self._spend_named(connection, command.spends, command.round.version)
+        whole = next((command for command in rounds if command.spends is None), None)
+        if whole is not None:
+            self._spend_pending(connection, whole.round.version)
+
+    def _spend_named(self, connection: Connection, ids: Sequence[int], version: int) -> None:
         """Mark entries as a version's own, in this order, which is kept: it may be another than the ids'."""
         if not ids:
             return
@@ -224,13 +225,8 @@ class SqlStore(ABC):
                 "or were counted before; nothing was changed"
             )
 
-    def insert_entries(
-        self, connection: Connection, entries: Sequence[JournalEntry], version: int | None
-    ) -> None:
-        """Journal entries in a transaction of the caller's, without noting them as answered.
-
-        `version` is the round that counts the accepted ones, None: no one yet.
-        """
+    def insert_entries(self, connection: Connection, entries: Sequence[PlacedEntry]) -> None:
+        """Journal entries in a transaction of the caller's, without noting them as answered."""
         if not entries:
             return
         ids = self._new_ids(connection, len(entries))
@@ -245,26 +241,24 @@ class SqlStore(ABC):
                     "verdict": entry.verdict,
                     "staleness": entry.staleness,
                     "base_version": entry.base_version,
-                    "version": None if entry.body is None else version,
+                    "version": version,
                 }
-                for number, entry in zip(ids, entries, strict=True)
+                for number, (entry, version, _) in zip(ids, entries, strict=True)
             ],
         )
         bodies = [
             {"id": number, "body": entry.body}
-            for number, entry in zip(ids, entries, strict=True)
-            if entry.body is not None
+            for number, (entry, _, kept) in zip(ids, entries, strict=True)
+            if kept
         ]
         if bodies:
             connection.execute(insert(BODIES), bodies)
 
-    def _insert_entries(
-        self, connection: Connection, entries: list[JournalEntry], version: int | None
-    ) -> None:
+    def _insert_entries(self, connection: Connection, entries: Sequence[PlacedEntry]) -> None:
         if not entries:
             return
-        self.insert_entries(connection, entries, version)
-        newest = {(entry.device, str(entry.incarnation)): entry for entry in entries}
+        self.insert_entries(connection, entries)
+        newest = {(entry.device, str(entry.incarnation)): entry for entry, _, _ in entries}
         noted = upsert(connection, ANSWERED)
         connection.execute(
             noted.on_conflict_do_update(
@@ -289,10 +283,9 @@ class SqlStore(ABC):
             return
         before = (VERSIONS.c.version < oldest) & VERSIONS.c.item_table.is_not(None)
         # The base's own updates are of no use any more, though its table is.
-        spent = connection.execute(select(VERSIONS.c.version).where(before)).scalars().all()
-        for version in (*spent, oldest):
-            of_version = select(JOURNAL.c.id).where(JOURNAL.c.version == version)
-            connection.execute(delete(BODIES).where(BODIES.c.id.in_(of_version)))
+        first = connection.execute(select(func.min(VERSIONS.c.version)).where(before)).scalar()
+        spent = JOURNAL.c.version.between(oldest if first is None else first, oldest)
+        connection.execute(delete(BODIES).where(BODIES.c.id.in_(select(JOURNAL.c.id).where(spent))))
         connection.execute(update(VERSIONS).where(before).values(item_table=None))
         connection.execute(delete(STRATEGY_STATE).where(STRATEGY_STATE.c.version < oldest))
 
@@ -551,6 +544,8 @@ def _insert_version(
     version: int,
     table: Floats,
     strategy_state: Mapping[str, Floats],
+    *,
+    kept: bool = True,
     **figures: Any,
 ) -> None:
     content = table_bytes(table)
@@ -569,10 +564,15 @@ def _insert_version(
     connection.execute(
         insert(VERSIONS),
         nothing
-        | {"version": version, "item_table": content, "sha256": sha256(content), "retired": retired}
+        | {
+            "version": version,
+            "item_table": content if kept else None,
+            "sha256": sha256(content),
+            "retired": retired,
+        }
         | figures,
     )
-    if strategy_state:
+    if strategy_state and kept:
         connection.execute(
             insert(STRATEGY_STATE),
             [

@@ -1,5 +1,6 @@
 """The aggregator's store in one SQLite file: write-ahead log, full durability."""
 
+import sqlite3
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,6 +12,11 @@ from broker.aggregator.store.interface import KEEP_VERSIONS
 from broker.aggregator.store.schema import JOURNAL
 from broker.aggregator.store.sql import SqlStore
 from broker.storage import connect_sqlite, make_private, named_failures
+
+_CACHE_KB = 32_768
+"""A transaction of a full batch fits: what does not is written twice."""
+_LOG_PAGES = 8_192
+"""Pages in the log before they are written into the database: those of updates are used again and again."""
 
 
 class SqliteStore(SqlStore):
@@ -25,7 +31,7 @@ class SqliteStore(SqlStore):
     def __init__(self, path: Path, keep_versions: int = KEEP_VERSIONS) -> None:
         self._path = path
         make_private(path)  # what devices sent is nobody else's
-        engine = create_engine("sqlite://", creator=lambda: connect_sqlite(path), poolclass=StaticPool)
+        engine = create_engine("sqlite://", creator=lambda: _connect(path), poolclass=StaticPool)
         event.listen(engine, "begin", _begin)
         super().__init__(engine, str(path), keep_versions)
 
@@ -35,6 +41,13 @@ class SqliteStore(SqlStore):
     def _new_ids(self, connection: Connection, count: int) -> Sequence[int]:
         newest = connection.execute(select(func.max(JOURNAL.c.id))).scalar() or 0
         return range(newest + 1, newest + 1 + count)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = connect_sqlite(path)
+    connection.execute(f"PRAGMA cache_size = -{_CACHE_KB}")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
+    return connection
 
 
 def _begin(connection: Connection) -> None:

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -425,6 +425,10 @@ class Recorder:
         address = FleetTopics("recorded").parse(topic)
         assert retain == (address.kind != "receipt")
         self.log.append((address.kind, payload))
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """Have nothing to gather."""
+        return nullcontext()
 
     def acknowledge(self, message: Received) -> None:
         """Note an acknowledgement."""

@@ -6,6 +6,7 @@ import cbor2
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from broker.errors import MalformedError
 from broker.protocol import wire
@@ -201,3 +202,25 @@ def test_bomb_is_refused_without_allocation(name: str) -> None:
         tracemalloc.stop()
 
     assert peak < 32 * 1024
+
+
+@given(st.one_of(wire_values().map(wire.dumps), st.binary(max_size=40)), st.data())
+@settings(deadline=None)
+def test_what_is_read_is_what_another_reader_reads(payload: bytes, data: st.DataObject) -> None:
+    """Of messages, those with a byte changed, and any bytes: what is not refused means the same to cbor2."""
+    if payload and data.draw(st.booleans()):
+        at = data.draw(st.integers(0, len(payload) - 1))
+        payload = payload[:at] + data.draw(st.binary(min_size=1, max_size=1)) + payload[at + 1 :]
+    try:
+        found = wire.loads(payload)
+    except MalformedError:
+        return
+
+    assert_same(found, cbor2.loads(payload, tag_hook=_as_array))
+
+
+def _as_array(*arguments: object) -> wire.TypedArray:
+    # cbor2 calls hook(decoder, tag) up to release 5 and hook(tag, immutable) from 6 on.
+    tag = next(a for a in arguments if isinstance(a, cbor2.CBORTag))
+    array: wire.TypedArray = np.frombuffer(tag.value, {70: "<u4", 72: "i1", 84: "<f2", 85: "<f4"}[tag.tag])
+    return array
