@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from firmware_tools.arithmetic import quantise_table
 from firmware_tools.ccore import host_core
 from firmware_tools.verification import read_run
+from trainer.integers import quantise_table
 
 ROUNDS = 9
 CALLS = 400

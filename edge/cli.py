@@ -22,6 +22,7 @@ from edge import moment
 from edge.datacommands import DIRECTORY as _DIRECTORY
 from edge.datacommands import JSON as _JSON
 from edge.datacommands import export, forget, reset
+from edge.gateway.command import gateway
 from edge.updatecommand import update
 
 if TYPE_CHECKING:
@@ -360,7 +361,7 @@ cli.add_command(
     """,
     )
 )
-for _command in (export, forget, reset, update):
+for _command in (export, forget, gateway, reset, update):
     cli.add_command(_command)
 
 

@@ -387,7 +387,7 @@ class DeviceStore(Database):
 
     def save_pass(
         self,
-        personal: Personal,
+        personal: Personal | None,
         progress: Progress,
         update: tuple[int, bytes] | None,
         *,
@@ -400,6 +400,8 @@ class DeviceStore(Database):
 
         Parameters
         ----------
+        personal : Personal or None
+            None: it is kept elsewhere, and what is here stays as it is.
         at : float, optional
             When it was made, in seconds since the epoch.
         erasures : int, optional
@@ -412,12 +414,13 @@ class DeviceStore(Database):
         with self._transaction() as connection:
             if erasures is not None and erasures != self.erasures():
                 return False
-            connection.execute(
-                "INSERT INTO personal (id, w, b, own_rows, own_values) VALUES (1, ?, ?, ?, ?) "
-                "ON CONFLICT (id) DO UPDATE SET w = excluded.w, b = excluded.b, "
-                "own_rows = excluded.own_rows, own_values = excluded.own_values",
-                personal_bytes(personal),
-            )
+            if personal is not None:
+                connection.execute(
+                    "INSERT INTO personal (id, w, b, own_rows, own_values) VALUES (1, ?, ?, ?, ?) "
+                    "ON CONFLICT (id) DO UPDATE SET w = excluded.w, b = excluded.b, "
+                    "own_rows = excluded.own_rows, own_values = excluded.own_values",
+                    personal_bytes(personal),
+                )
             if update is not None:
                 seq, payload = update
                 superseded = connection.execute("DELETE FROM outbox WHERE seq < ?", (seq,)).rowcount

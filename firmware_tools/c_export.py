@@ -14,13 +14,13 @@ from zipfile import BadZipFile
 import numpy as np
 
 from broker.errors import DataError, InputError
+from broker.protocol.modelfile import Model, model_bytes
 from broker.storage import make_directory, read_file, write_atomically
-from firmware_tools.arithmetic import quantise_table
 from firmware_tools.ccore import SOURCES, core_directory
 from firmware_tools.csource import golden_files, model_files
 from firmware_tools.golden import Golden, make_golden
-from firmware_tools.modelfile import Model, model_bytes
 from firmware_tools.targets import Target
+from trainer.integers import quantise_table
 from trainer.params import MAX_DIM, Floats, initial_score_function
 
 Quantisation = Literal["int8", "float32"]
@@ -142,6 +142,9 @@ def export(
     if not target.is_host:
         for name in ("stack.h", "sections.ld"):
             files[name] = (boards / name).read_bytes()
+    if target.fleet_port:
+        for name in ("fleet.c", "fleet.h", target.fleet_port):
+            files[name] = (boards / name).read_bytes()
     files["Makefile"] = makefile(target, golden).encode()
     core = core_directory()
     for path in sorted(core.rglob("*")):
@@ -186,11 +189,20 @@ def makefile(target: Target, golden: Golden) -> str:
             f"LDFLAGS := -nostartfiles -Tsections.ld -Wl,--gc-sections {memory}\nLDLIBS := -lm -lc -lgcc"
         )
         script = " sections.ld"
+    fleet_rule, fleet_help = "", ""
+    if target.fleet_port:
+        fleet_help = "#   make fleet    builds the program that takes part in a fleet through a gateway\n"
+        fleet_rule = f"""
+fleet: build/fleet
+build/fleet: build/fleet.o build/{target.fleet_port[:-2]}.o $(OBJECTS){script}
+\t$(CC) $(FLAGS) $(LDFLAGS) $(filter %.o,$^) $(LDLIBS) -o $@
+.PHONY: fleet
+"""
     run = f"{' '.join(target.emulator)} build/selftest" if target.emulator else "build/selftest"
     return f"""# Written by firmware-tools export-c for {target.name}: {target.board}.
 #   make          builds the application without and with learning, and the self-test
 #   make run      runs the self-test
-CC := {target.compiler}
+{fleet_help}CC := {target.compiler}
 OPTIMISE := -O2
 CFLAGS := -std=c99 $(OPTIMISE) -ffp-contract=off -ffunction-sections -fdata-sections \\
     -Wall -Wextra -Wconversion -Werror -Ipfedrec/include -I.
@@ -220,7 +232,7 @@ build/%.o: %.c
 
 run: build/selftest
 \t{run}
-
+{fleet_rule}
 clean:
 \trm -rf build
 .PHONY: all run clean

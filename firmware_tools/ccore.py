@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.errors import AttentionError
-from firmware_tools.arithmetic import QuantisedTable
+from trainer.integers import QuantisedTable
 from trainer.params import Floats
 
 SOURCES = (
@@ -25,6 +25,7 @@ SOURCES = (
     "src/pass.c",
     "src/random.c",
     "src/score.c",
+    "src/serial.c",
     "src/status.c",
     "src/table.c",
     "src/taste.c",

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from firmware_tools.arithmetic import QuantisedTable
+from broker.protocol.modelfile import Model
 from firmware_tools.golden import INCARNATION, INSTANCE, PASSES, VERSION, Golden
-from firmware_tools.modelfile import Model
+from trainer.integers import QuantisedTable
 from trainer.params import Hyperparameters
 
 _WIDTH = 100

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from broker.protocol import messages
 from broker.protocol.messages import Head, Plan, chunk_count
+from broker.protocol.modelfile import Model
 from firmware_tools import arithmetic
-from firmware_tools.arithmetic import QuantisedTable
-from firmware_tools.modelfile import Model
+from trainer.integers import QuantisedTable
 from trainer.local import local_pass
 from trainer.params import Floats, Hyperparameters, Rows, ScoreFunction, item_lr
 from trainer.sampling import NegativeSampler

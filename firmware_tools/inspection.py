@@ -6,8 +6,8 @@ import zlib
 from typing import Any
 
 from broker.errors import CorruptError
+from broker.protocol.modelfile import FORMAT, HEADER_BYTES, MAGIC
 from firmware_tools.flatbuffer import Graph, Tensor, read_graph
-from firmware_tools.modelfile import FORMAT, HEADER_BYTES, MAGIC
 
 _CRC_END = 24
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from broker.errors import AttentionError, InputError
-from firmware_tools.arithmetic import QuantisedTable
 from firmware_tools.c_export import Exported
+from trainer.integers import QuantisedTable
 
 _BUILD_S, _RUN_S = 300.0, 600.0
 _FACT = re.compile(r"^([a-z_0-9]+) (\d+)$", flags=re.MULTILINE)

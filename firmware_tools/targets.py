@@ -23,6 +23,8 @@ class Target:
         For compiling and linking.
     port : str
         The file of `firmware_tools/boards/` that starts the board.
+    fleet_port : str
+        The file that gives `fleet.c` its lines and its memory on that board; none: that program is not built.
     emulator : tuple of str
         Program and options that run an ELF file given after them; none for the host.
     flash, ram : tuple of int
@@ -36,6 +38,7 @@ class Target:
     prefix: str = ""
     flags: tuple[str, ...] = ()
     port: str
+    fleet_port: str = ""
     emulator: tuple[str, ...] = ()
     flash: tuple[int, int] = (0, 0)
     ram: tuple[int, int] = (0, 0)
@@ -70,6 +73,7 @@ def _arm(
         prefix=_ARM,
         flags=("-mthumb", *flags, f"-DBOARD_MHZ={mhz}U", "--specs=nano.specs"),
         port="arm.c",
+        fleet_port="mps2.c" if machine.startswith("mps2") else "",
         emulator=(
             "qemu-system-arm",
             *("-M", machine, "-icount", "shift=0", "-nographic", "-monitor", "none", "-serial", "none"),

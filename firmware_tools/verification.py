@@ -18,10 +18,10 @@ from broker.errors import AttentionError, CorruptError, DataError, FileUnreadabl
 from broker.storage import read_file
 from edge.scorer import ScorerChoice, TfliteUnavailableError, make_scorer, open_interpreter
 from firmware_tools import arithmetic
-from firmware_tools.arithmetic import quantise_table
 from firmware_tools.c_export import read_table, read_users
 from firmware_tools.ccore import host_core
 from firmware_tools.flatbuffer import read_graph
+from trainer.integers import quantise_table
 from trainer.metrics import metrics_from_ranks, ranks_among_candidates
 from trainer.params import Floats, Rows, ScoreFunction
 

@@ -13,7 +13,7 @@ int *__errno(void)
     return &number;
 }
 
-static int semihost(int operation, const void *argument)
+int board_semihost(int operation, const void *argument)
 {
     register int r0 __asm__("r0") = operation;
     register const void *r1 __asm__("r1") = argument;
@@ -23,13 +23,13 @@ static int semihost(int operation, const void *argument)
 
 void board_write(const char *text)
 {
-    (void)semihost(0x04, text); /* SYS_WRITE0 */
+    (void)board_semihost(0x04, text); /* SYS_WRITE0 */
 }
 
 void board_exit(int code)
 {
     const uint32_t block[2] = {0x20026U, (uint32_t)code}; /* ADP_Stopped_ApplicationExit */
-    (void)semihost(0x20, block);                          /* SYS_EXIT_EXTENDED */
+    (void)board_semihost(0x20, block);                          /* SYS_EXIT_EXTENDED */
     for (;;) {
     }
 }

@@ -14,6 +14,9 @@ void board_write(const char *text);
 /** @brief End the program; 0: all is well. */
 void board_exit(int code);
 
+/** @brief Ask the debugger or emulator for something: semihosting, on the Arm ports only. */
+int board_semihost(int operation, const void *argument);
+
 /**
  * @brief Begin to count; instructions where the emulator runs with -icount shift=0.
  * At most a second's worth of them, 670 million.

@@ -15,8 +15,8 @@ import pytest
 from numpy.typing import NDArray
 
 from broker.protocol.encodings import FactoredChange
-from firmware_tools.arithmetic import QuantisedTable
 from firmware_tools.ccore import C_FLAGS, SOURCES, WARNINGS, core_directory
+from trainer.integers import QuantisedTable
 from trainer.params import Floats, Hyperparameters, Rows
 
 SANITIZED = os.environ.get("PFEDREC_C_SANITIZE") == "1"
@@ -58,6 +58,8 @@ def library() -> ctypes.CDLL:
     )
     loaded = ctypes.CDLL(str(out))
     shutil.rmtree(folder)
+    for kind in ("state", "want", "part", "passed"):
+        getattr(loaded, f"shim_serial_{kind}").restype = ctypes.c_size_t
     for name in ("shim_update_bytes", "shim_room"):
         getattr(loaded, name).restype = ctypes.c_size_t if name == "shim_update_bytes" else ctypes.c_void_p
     loaded.shim_pass_rows.restype = ctypes.c_uint32
@@ -388,3 +390,44 @@ def messages_of(line: bytes, room: int) -> tuple[list[bytes], int]:
         messages.append(content[at + 4 : at + 4 + size])
         at += 4 + size
     return messages, dropped.value
+
+
+class CSerialState(ctypes.Structure):
+    """``pfr_serial_state``."""
+
+    _fields_ = (
+        ("table_format", ctypes.c_int),
+        ("room", ctypes.c_uint16),
+        ("package_room", ctypes.c_uint32),
+        *((name, ctypes.c_uint64) for name in ("incarnation", "seq", "pending", "instance", "version")),
+        *((name, ctypes.c_uint32) for name in ("crc", "size")),
+        ("revision", ctypes.c_uint64),
+        ("known", ctypes.c_uint32),
+    )
+
+
+class CSerialAnswer(ctypes.Structure):
+    """``pfr_serial_answer``."""
+
+    _fields_ = (
+        ("kind", ctypes.c_int),
+        *((name, ctypes.c_uint64) for name in ("time", "instance", "version", "incarnation", "seq")),
+        *((name, ctypes.c_uint32) for name in ("crc", "offset", "model", "mask", "head")),
+        *((name, ctypes.c_uint32) for name in ("online", "verdict", "reason")),
+        ("data", _Bytes),
+    )
+
+
+def serial_message(kind: str, *arguments: Any) -> bytes:
+    """Write a board's message; of a part what stands before its data."""
+    out = np.zeros(256, dtype=np.uint8)
+    size = getattr(library(), f"shim_serial_{kind}")(*arguments, pointer(out))
+    return out[:size].tobytes()
+
+
+def read_serial(message: bytes) -> tuple[int, CSerialAnswer, bytes]:
+    """Read a gateway's answer; give the status, the answer and its data."""
+    found, data = CSerialAnswer(), ctypes.c_size_t()
+    size = ctypes.c_size_t(len(message))
+    status = library().shim_serial_read(message, size, ctypes.byref(found), ctypes.byref(data))
+    return int(status), found, message[data.value :] if data.value else b""

@@ -18,8 +18,8 @@ from broker.protocol.messages import (
     Receipt,
     chunk_count,
 )
-from firmware_tools.arithmetic import quantise_table
-from firmware_tools.modelfile import Model
+from broker.protocol.modelfile import Model
+from trainer.integers import quantise_table
 
 ODD_VALUES: tuple[object, ...] = (
     *(0, 1, 2, 7, 8, 24, 255, 1000, 1001, 65535, 65536, 65537, 122880, 122881, 2**30, 2**30 + 1, 2**32 - 1),

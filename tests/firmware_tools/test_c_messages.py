@@ -15,10 +15,10 @@ from broker.protocol import messages
 from broker.protocol.chunks import cut
 from broker.protocol.deltas import delta_bytes, with_delta
 from broker.protocol.messages import VERDICTS, Chunk, Head, Receipt
-from firmware_tools.arithmetic import quantise_table
-from firmware_tools.modelfile import Model, model_bytes
+from broker.protocol.modelfile import Model, model_bytes
 from tests.firmware_tools import core, decoding
 from tests.firmware_tools.core import needs_compiler
+from trainer.integers import quantise_table
 from trainer.params import Floats
 
 pytestmark = [needs_compiler, pytest.mark.usefixtures("core_library")]

@@ -10,9 +10,9 @@ from broker.protocol.encodings import ENCODINGS, SparseChange
 from broker.protocol.messages import Update
 from edge.scorer import top_k
 from firmware_tools import arithmetic
-from firmware_tools.arithmetic import QuantisedTable, quantise_table
 from tests.firmware_tools import core
 from tests.firmware_tools.core import Pass, needs_compiler
+from trainer.integers import QuantisedTable, quantise_table
 from trainer.local import LocalResult, local_pass
 from trainer.params import Floats, Hyperparameters, Rows, ScoreFunction
 from trainer.sampling import NegativeSampler

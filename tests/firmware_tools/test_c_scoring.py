@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from edge.scorer import top_k
 from firmware_tools import arithmetic
-from firmware_tools.arithmetic import quantise_table, quantise_vector
+from firmware_tools.arithmetic import quantise_vector
 from tests.firmware_tools import core
 from tests.firmware_tools.core import needs_compiler
+from trainer.integers import QuantisedTable, quantise_table
 from trainer.params import Floats, ScoreFunction, sigmoid
 from trainer.taste import TasteSettings, with_taste
 
@@ -144,7 +145,7 @@ def test_taste_is_the_trainers(n_items: int, recency: float, strength: float, se
     """The vector that serves the own view, from a float table and from what an 8-bit one stands for."""
     table, w = _table(90, 8, seed), _w(8, seed)
     used = quantise_table(table) if form == "int8" else table
-    floats = used.dequantised() if isinstance(used, arithmetic.QuantisedTable) else table
+    floats = used.dequantised() if isinstance(used, QuantisedTable) else table
     items = np.random.default_rng(seed).permutation(90)[:n_items]
     mean, vector = np.empty(8, dtype=np.float32), np.empty(8, dtype=np.float32)
 

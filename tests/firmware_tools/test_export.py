@@ -15,16 +15,16 @@ from broker.errors import AttentionError, DataError, FileUnreadableError, InputE
 from broker.protocol import messages
 from broker.protocol.encodings import ENCODINGS
 from broker.protocol.messages import Update
+from broker.protocol.modelfile import model_bytes
 from firmware_tools import measuring
-from firmware_tools.arithmetic import QuantisedTable
 from firmware_tools.c_export import Exported, Quantisation, export, make_model
 from firmware_tools.cli import cli
 from firmware_tools.golden import INSTANCE, PASSES, VERSION, make_golden
-from firmware_tools.modelfile import model_bytes
 from firmware_tools.targets import TARGETS
 from tests.broker.aggregator.builders import a_core
 from tests.firmware_tools import core
 from tests.firmware_tools.core import needs_compiler
+from trainer.integers import QuantisedTable
 from trainer.local import local_pass
 from trainer.params import ScoreFunction
 from trainer.sampling import NegativeSampler

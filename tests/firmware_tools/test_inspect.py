@@ -8,12 +8,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from broker.errors import CorruptError, FileUnreadableError
+from broker.protocol.modelfile import model_bytes
 from edge.scorer import read_model
 from firmware_tools.cli import cli
 from firmware_tools.convert import CONVERSIONS, Conversion
 from firmware_tools.flatbuffer import read_graph
 from firmware_tools.inspection import facts_of, lines_of
-from firmware_tools.modelfile import model_bytes
 from tests.firmware_tools import decoding
 from tests.firmware_tools.baked import DIM, ITEMS, baked
 

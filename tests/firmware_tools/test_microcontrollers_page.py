@@ -9,12 +9,19 @@ from pathlib import Path
 
 import pytest
 
+from broker.embedded import free_port
 from firmware_tools.targets import TARGETS
 
 _ROOT = Path(__file__).resolve().parents[2]
 _PAGE = (_ROOT / "docs" / "microcontrollers.md").read_text()
 _BLOCKS = re.findall(r"```sh\n(.*?)```", _PAGE, flags=re.DOTALL)
-_LESS = [(r"--rounds \d+", "--rounds 2"), (r"verify ", "verify --max-loss 100 ")]
+_LESS = [
+    (r"--rounds \d+", "--rounds 2"),
+    (r"verify ", "verify --max-loss 100 "),
+    (r"\b1883\b", str(free_port("127.0.0.1"))),
+]
+_CLEAN = "trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n"
+"""What a block has started in the background ends with it, even where it fails."""
 if importlib.util.find_spec("tensorflow") is None:
     # What TensorFlow would make; the sentence without it is tested elsewhere.
     _LESS += [(r"firmware-tools build .*", "true"), (r".*films-int8.tflite$", "true")]
@@ -48,7 +55,7 @@ def test_commands_of_the_page_work_one_after_the_other(tmp_path: Path) -> None:
         for pattern, less in _LESS:
             script = re.sub(pattern, less, script, flags=re.MULTILINE)
         done = subprocess.run(
-            ["bash", "-e", "-c", script],
+            ["bash", "-e", "-c", _CLEAN + script],
             cwd=tmp_path,
             env=environment,
             capture_output=True,

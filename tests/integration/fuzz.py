@@ -17,12 +17,14 @@ import numpy as np
 
 from broker.protocol import messages
 from broker.protocol.deltas import delta_bytes
+from broker.protocol.modelfile import model_bytes
 from edge.gateway.frames import encode_frame
+from edge.gateway.messages import Answered, Contribute, Idle, Offer, Piece, Refused, Renumber, Send
+from edge.gateway.messages import encode as encode_serial
 from firmware_tools.ccore import C_FLAGS, SOURCES, core_directory
-from firmware_tools.modelfile import model_bytes
 from tests.firmware_tools import decoding
 
-TARGETS = ("head", "receipt", "chunk", "step", "model", "frame")
+TARGETS = ("head", "receipt", "chunk", "step", "model", "frame", "answer")
 _HARNESS = Path(__file__).parents[1] / "firmware_tools" / "c" / "fuzz.c"
 _LARGEST = 4096
 """Bytes of an input; longer ones have only more of the same."""
@@ -48,6 +50,18 @@ def seeds(target: str) -> list[bytes]:
     if target == "frame":
         contents = (b"x", bytes(5), bytes(range(200)), b"\0".join([b"ab", b"", bytes([7]) * 120]))
         return [bytes([200]) + b"".join(map(encode_frame, contents[:count])) for count in range(1, 5)]
+    if target == "answer":
+        answers = (
+            Idle(time=1, online=1),
+            Offer(instance=1, version=2, crc=3, model=4, mask=5, head=6),
+            Piece(crc=1, offset=2, data=b"abc"),
+            Contribute(instance=1, version=2, seq=3),
+            Send(incarnation=1, seq=2, offset=3),
+            Answered(incarnation=1, seq=2, verdict=3),
+            Renumber(incarnation=1),
+            Refused(reason=1),
+        )
+        return [encode_serial(answer) for answer in answers]
     models = [decoding.model(rows, 3, integers=integers) for rows in (1, 4, 9) for integers in (False, True)]
     return [model_bytes(model) for model in models]
 

@@ -4,8 +4,8 @@
 
 A step is a moment between two effects that outlive the process: before each writing SQL statement and
 each COMMIT, before each call of the connection (publish, acknowledge, subscribe), before each packet goes
-to the socket, and after it. Everything that the process does between two steps is lost with it, so that
-killing it at each of them is killing it anywhere. N = 0 never stops.
+to the socket, and after it, and before each message to a board. Everything that the process does between two
+steps is lost with it, so that killing it at each of them is killing it anywhere. N = 0 never stops.
 
 The whole process stands still, its network thread too, until whoever started it kills it or lets it go on.
 The step's name is the last line of its log, as ``step N: ...``.
@@ -27,6 +27,7 @@ import paho.mqtt.client as paho
 
 from broker.connection import Connection
 from broker.storage import connect_sqlite
+from edge.gateway.port import Wire
 
 PROGRAMS = {
     "edge-client": ("edge.cli", "edge.database"),
@@ -96,6 +97,7 @@ def watch_connection(steps: Steps) -> None:
     """Make steps of what goes to the broker."""
     for name in ("publish", "acknowledge", "subscribe", "unsubscribe"):
         patch.object(Connection, name, _watched_call(steps, name, getattr(Connection, name))).start()
+    patch.object(Wire, "write", _watched_line(steps, Wire.write)).start()
     patch.object(paho.Client, "_sock_send", _watched_send(steps, paho.Client._sock_send)).start()
 
 
@@ -109,6 +111,14 @@ def _watched_call(steps: Steps, name: str, original: Callable[..., Any]) -> Call
         return original(connection, *arguments, **options)
 
     return call
+
+
+def _watched_line(steps: Steps, original: Callable[..., None]) -> Callable[..., None]:
+    def write(wire: Wire, message: bytes) -> None:
+        steps.come_to(f"before line {message[0]:#x}")
+        original(wire, message)
+
+    return write
 
 
 def _watched_send(steps: Steps, original: Callable[..., int]) -> Callable[..., int]:

@@ -1,5 +1,6 @@
 /* One decoder of the core, given bytes by libFuzzer, or by the main function below where there is none.
- * The environment's TARGET chooses: 0 head, 1 receipt, 2 chunk, 3 step, 4 model, 5 a serial line's bytes. */
+ * The environment's TARGET chooses: 0 head, 1 receipt, 2 chunk, 3 step, 4 model, 5 a serial line's bytes,
+ * 6 a gateway's answer. */
 #include "pfedrec/pfedrec.h"
 
 #include <stdio.h>
@@ -128,14 +129,22 @@ static void try_frames(const uint8_t *data, size_t size)
     free(bytes);
 }
 
+static void try_answer(const uint8_t *data, size_t size)
+{
+    pfr_serial_answer answer;
+    if (pfr_serial_read(data, size, &answer) == PFR_OK) {
+        look(answer.data.at, answer.data.size);
+    }
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static void (*const targets[])(const uint8_t *, size_t) = {try_head, try_receipt, try_chunk,
-                                                               try_step, try_model,   try_frames};
+                                                               try_step, try_model,   try_frames, try_answer};
     static void (*target)(const uint8_t *, size_t);
     if (target == NULL) {
         const char *chosen = getenv("TARGET");
-        if (chosen == NULL || chosen[0] < '0' || chosen[0] > '5') {
+        if (chosen == NULL || chosen[0] < '0' || chosen[0] > '6') {
             abort();
         }
         target = targets[chosen[0] - '0'];

@@ -320,6 +320,38 @@ uint32_t shim_frames(const uint8_t *line, size_t size, size_t most, uint8_t *out
     return count;
 }
 
+size_t shim_serial_state(const pfr_serial_state *state, const char *device, uint8_t *message)
+{
+    return pfr_serial_state_write(state, device, message);
+}
+
+size_t shim_serial_want(uint32_t crc, uint32_t offset, uint16_t size, uint8_t *message)
+{
+    return pfr_serial_want_write(crc, offset, size, message);
+}
+
+size_t shim_serial_part(uint64_t incarnation, uint64_t seq, uint32_t size, uint32_t crc, uint32_t offset,
+                        uint8_t *message)
+{
+    return pfr_serial_part_write(incarnation, seq, size, crc, offset, message);
+}
+
+size_t shim_serial_passed(uint64_t seq, int status, uint8_t *message)
+{
+    return pfr_serial_passed_write(seq, (pfr_status)status, message);
+}
+
+/* The data's offset in the message stands for its address. */
+int shim_serial_read(const uint8_t *message, size_t size, pfr_serial_answer *answer, size_t *data)
+{
+    uint8_t *copy = exactly(size, 1);
+    memcpy(copy, message, size);
+    const pfr_status status = pfr_serial_read(copy, size, answer);
+    *data = (status == PFR_OK && answer->data.at != NULL) ? (size_t)(answer->data.at - copy) : 0;
+    free(copy);
+    return (int)status;
+}
+
 const char *shim_status_text(int status)
 {
     return pfr_status_text((pfr_status)status);

@@ -3,7 +3,7 @@
  * @brief A model in one piece of memory, as `firmware-tools export-c` writes it to model.pfr.
  *
  * Little endian: a header of 64 bytes, then w and the mean row (dim float32 each), then of an 8-bit table the
- * multipliers (uint16), filled up to 4 bytes, then the values. firmware_tools/modelfile.py writes it.
+ * multipliers (uint16), filled up to 4 bytes, then the values. broker/protocol/modelfile.py writes it.
  */
 #ifndef PFEDREC_MODEL_H
 #define PFEDREC_MODEL_H

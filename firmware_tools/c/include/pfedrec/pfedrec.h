@@ -14,6 +14,7 @@
 #include "pass.h"
 #include "random.h"
 #include "score.h"
+#include "serial.h"
 #include "status.h"
 #include "table.h"
 #include "taste.h"

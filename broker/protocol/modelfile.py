@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from firmware_tools.arithmetic import QuantisedTable
+from trainer.integers import QuantisedTable
 from trainer.params import Floats
 
 MAGIC = b"PFRM"
