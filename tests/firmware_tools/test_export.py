@@ -122,6 +122,18 @@ def test_board_computes_floats_as_numpy_does(board: str, tmp_path: Path) -> None
     assert measuring.run(exported).facts["ranked_alike"] == 200
 
 
+@pytest.mark.parametrize(
+    ("board", "port"), [("m3", "mps2.c"), ("m7", "mps2.c"), ("cortex-m0", ""), ("host", "")]
+)
+def test_program_that_takes_part_comes_with_boards_that_have_its_lines(
+    board: str, port: str, tmp_path: Path
+) -> None:
+    """`tests/integration/board.py` builds and runs it."""
+    exported = export(tmp_path, make_model(a_table(20, 4), "int8"), TARGETS[board], vectors=1, force=True)
+    there = files_of(exported.directory)
+    assert ("fleet.c" in there) == (port in there) == (b"make fleet" in there["Makefile"]) == bool(port)
+
+
 @pytest.mark.mcu
 def test_model_that_does_not_fit_is_refused_in_a_sentence(tmp_path: Path) -> None:
     """A float table of 2,100 items is larger than the micro:bit's flash."""

@@ -44,7 +44,8 @@ static int end(pfr_frame_reader *reader)
     const int sound = is_sound(reader);
     if (sound) {
         reader->size = reader->used - PFR_FRAME_CRC_BYTES;
-    } else if (reader->begun) {
+    }
+    if (!sound && reader->begun) {
         reader->dropped++;
     }
     reader->used = 0U;
