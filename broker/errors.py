@@ -40,6 +40,7 @@
     │   ├── BundleOlderError            not newer than what was here
     │   ├── BundleUnfitError            for another processor or a later release of ours, or asks for too much
     │   └── BundleForbiddenError        has what no bundle may have
+    ├── ClaimRefusedError             a claim that lets no device in
     ├── BatchNotGenuineError          provisioned devices that are not as they were signed
     ├── TimedOutError                 a bounded wait that ended
     ├── AttentionError                an examination that found something to be done
@@ -65,6 +66,7 @@ __all__ = [
     "BundleTooLargeError",
     "BundleUnfitError",
     "BundleUntrustedError",
+    "ClaimRefusedError",
     "ConfigError",
     "CorruptError",
     "DataError",
@@ -289,6 +291,10 @@ class BundleForbiddenError(BundleError):
 
 class BatchNotGenuineError(PFedRecError):
     """A provisioned batch that is not whole, was changed, or is signed by nobody who is believed."""
+
+
+class ClaimRefusedError(PFedRecError):
+    """A claim that is unknown, was used, or is out of date."""
 
 
 class TimedOutError(PFedRecError):

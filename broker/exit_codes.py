@@ -71,6 +71,7 @@ class ExitCode(IntEnum):
         70,
         "A provisioned batch is not whole, was changed, or is signed by nobody who is believed.",
     )
+    CLAIM_REFUSED = 71, "A claim code is wrong, was used before, or is out of date."
 
     INTERRUPTED = 130, "Stopped by Ctrl-C."
     TERMINATED = 143, "Stopped by SIGTERM; a service that is told to stop ends with 0."
@@ -106,6 +107,7 @@ EXIT_CODE_OF: dict[type[errors.PFedRecError], ExitCode] = {
     errors.TimedOutError: ExitCode.TIMED_OUT,
     errors.WorkerDiedError: ExitCode.WORKER_DIED,
     errors.MissingExtraError: ExitCode.MISSING_EXTRA,
+    errors.ClaimRefusedError: ExitCode.CLAIM_REFUSED,
     errors.BatchNotGenuineError: ExitCode.BATCH_NOT_GENUINE,
     errors.AttentionError: ExitCode.ATTENTION,
     errors.BundleDamagedError: ExitCode.BUNDLE_DAMAGED,

@@ -6,6 +6,7 @@ import os
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import secrets
+import sys
 import time
 from contextlib import closing
 from dataclasses import replace
@@ -86,6 +87,37 @@ def init(directory: Path, bundle: Path | None, **settings: Any) -> None:
             raise click.UsageError(f"give {options}, or --bundle")
         config, files = DeviceConfig(**given), own_files
     initialise(directory, config, files)
+    say(f"{directory} is set up for device {config.device_id} of fleet {config.fleet}")
+    say(f"settings: {directory / CONFIG_NAME}; run it with: edge-client start --dir {directory}")
+
+
+@cli.command()
+@_DIRECTORY
+@click.option("--claim", "claim_file", type=_FILE, help="A file with the claim.  [default: it is asked for]")
+def enrol(directory: Path, claim_file: Path | None) -> None:
+    """Set up a device's directory with a claim, one line of `firmware-tools provision claims`.
+
+    The device makes its own key, which never leaves it, and asks the fleet's enrolment server for a
+    certificate. A call that is cut off may be given again. The claim is read from a file, from a terminal or
+    from a pipe: what is in an argument everybody on the machine can see.
+
+    \b
+    Example:
+      edge-client enrol --dir me --claim claim.txt
+    """
+    from broker.claim import Claim
+    from edge.config import CONFIG_NAME
+    from edge.enrolment import enrol
+
+    if claim_file is not None:
+        text = read_file(claim_file).decode("utf-8", "replace")
+    elif sys.stdin is None:
+        raise click.UsageError("there is nobody to ask; give --claim FILE")
+    elif sys.stdin.isatty():
+        text = click.prompt("claim", hide_input=True, err=True)
+    else:
+        text = sys.stdin.readline()
+    config = enrol(directory, Claim.parse(text))
     say(f"{directory} is set up for device {config.device_id} of fleet {config.fleet}")
     say(f"settings: {directory / CONFIG_NAME}; run it with: edge-client start --dir {directory}")
 

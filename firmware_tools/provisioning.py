@@ -5,17 +5,18 @@ the disk. A run that is cut off, by whatever, leaves at most that folder (mode 0
 same call, given again, makes everything anew for the same ids, and revokes what the first had been issued.
 """
 
+import csv
 import io
 import os
 import shutil
 import tarfile
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from broker import configfile
 from broker.authority.authority import Authority
@@ -40,6 +41,9 @@ from trainer.errors import DataFormatError, ParameterError
 _AT_ONCE = 1_000
 """Certificates that the register is written for together."""
 _ARCHIVE = "archive.tar"
+_CLAIMS = "claims.csv"
+_CLAIMS_HEADER = ("device", "claim", "until")
+Form = Literal["folder", "archive", "claims"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +54,10 @@ class Order:
     ----------
     out : Path
         Where it goes; nothing may be there.
-    archive : bool
-        Whether that is a file.
+    form : str
+        ``folder``, ``archive``, or ``claims``: a list of lines that devices enrol with.
     broker : str
-        The broker's address as devices reach it.
+        The broker's address as devices reach it; for claims, the enrolment server's: ``HOST:PORT``.
     days : int
         Validity of certificates.
     devices : tuple of str, optional
@@ -64,6 +68,8 @@ class Order:
         With `renew`: after this the certificates that they have are revoked.
     settings : str
         Lines of TOML that each device's configuration begins with.
+    claim_days : float
+        How long a claim may be spent.
 
     Raises
     ------
@@ -72,7 +78,7 @@ class Order:
     """
 
     out: Path
-    archive: bool
+    form: Form
     broker: str
     days: int
     devices: tuple[str, ...] | None = None
@@ -81,6 +87,7 @@ class Order:
     renew: bool = False
     overlap: timedelta | None = None
     settings: str = ""
+    claim_days: float = 7.0
 
     def __post_init__(self) -> None:
         count = self.count if self.devices is None else len(self.devices)
@@ -92,7 +99,7 @@ class Order:
         """What makes two calls the same."""
         return {
             "out": str(self.out.absolute()),
-            "archive": self.archive,
+            "form": self.form,
             "renew": self.renew,
             "prefix": self.prefix,
             "count": self.count,
@@ -143,8 +150,8 @@ def read_settings(path: Path) -> str:
     return text
 
 
-def provision(authority: Authority, order: Order, now: datetime, say: Callable[[str], None]) -> Manifest:
-    """Make a batch, or finish one that was cut off; give what is in it.
+def provision(authority: Authority, order: Order, now: datetime, say: Callable[[str], None]) -> Batch:
+    """Make a batch, or finish one that was cut off.
 
     Raises
     ------
@@ -166,29 +173,41 @@ def provision(authority: Authority, order: Order, now: datetime, say: Callable[[
             # For new devices these are certificates whose keys were with the run that was cut off.
             if not order.renew and (issued := [each for each in batch.devices if each in earlier]):
                 authority.revoke(issued, now)
-        manifest = _made(authority, order, batch, staging, now)
         with named_failures(out):
-            if order.archive:
-                sync_file(staging / _ARCHIVE)
-                (staging / _ARCHIVE).rename(out)
-                staging.rmdir()
-            else:
-                os.sync()  # 50,000 files: one by one would take minutes on a slow disk
+            if order.form == "folder":
+                _sign(authority, order, batch, _Folder(staging), now)
+                os.sync()  # 50,000 files: one by one would take minutes
                 staging.rename(out)
+            else:
+                if order.form == "archive":
+                    made = staging / _ARCHIVE
+                    _sign(authority, order, batch, _Archive(made, batch.name, now), now)
+                else:
+                    made = staging / _CLAIMS
+                    _write_claims(authority, order, batch, made, now)
+                sync_file(made)
+                made.rename(out)
+                staging.rmdir()
         sync_directory(out.absolute().parent)
-        authority.finish(batch)
-        return manifest
+        return authority.finish(batch)
 
 
-def _finished_before(authority: Authority, order: Order) -> Manifest:
+def _finished_before(authority: Authority, order: Order) -> Batch:
     """Note what a run that was cut off just before its end did not come to note."""
-    if (batch := authority.begun(order.request)) is not None:
-        with suppress(BatchNotGenuineError):
-            manifest = check(order.out, authority.head_keys())
-            if manifest.batch == batch.name:
-                authority.finish(batch)
-                return manifest
+    batch = authority.begun(order.request)
+    if batch is not None and _is_in_place(authority, order, batch):
+        return authority.finish(batch)
     raise InputError(f"{order.out} exists and was left as it was; name another place")
+
+
+def _is_in_place(authority: Authority, order: Order, batch: Batch) -> bool:
+    if order.form == "claims":
+        with order.out.open(encoding="ascii", newline="") as file:
+            return [row[:1] for row in csv.reader(file)][1:] == [[each] for each in batch.devices]
+    try:
+        return check(order.out, authority.head_keys()).batch == batch.name
+    except BatchNotGenuineError:
+        return False
 
 
 @contextmanager
@@ -278,27 +297,42 @@ class _Archive:
             self._tar.close()
 
 
-def _made(authority: Authority, order: Order, batch: Batch, staging: Path, now: datetime) -> Manifest:
-    with named_failures(order.out):
-        place: _Place = _Archive(staging / _ARCHIVE, batch.name, now) if order.archive else _Folder(staging)
-        try:
-            files = _written(authority, order, batch.devices, place, now)
-            manifest = Manifest(fleet=authority.fleet, batch=batch.name, made_at=batch.made_at, files=files)
-            content = manifest.encoded()
-            place.put(MANIFEST, content, 0o644)
-            signature = authority.sign(provisioned_bytes(content, authority.fleet))
-            place.put(SIGNATURE, signature_file(*signature), 0o644)
-        finally:
-            place.close()
-    return manifest
+def _sign(authority: Authority, order: Order, batch: Batch, place: _Place, now: datetime) -> None:
+    """Write all bundles of a batch, and what says that they are all."""
+    try:
+        files = _written(authority, order, batch.devices, place, now)
+        manifest = Manifest(fleet=authority.fleet, batch=batch.name, made_at=batch.made_at, files=files)
+        content = manifest.encoded()
+        place.put(MANIFEST, content, 0o644)
+        signature = authority.sign(provisioned_bytes(content, authority.fleet))
+        place.put(SIGNATURE, signature_file(*signature), 0o644)
+    finally:
+        place.close()
+
+
+def _write_claims(authority: Authority, order: Order, batch: Batch, path: Path, now: datetime) -> None:
+    """Write a line for each device; what can be spent is in the authority before it is in the file."""
+    host, _, port = order.broker.rpartition(":")
+    until = now + timedelta(days=order.claim_days)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(handle, "w", encoding="ascii", newline="") as file:
+        lines = csv.writer(file, lineterminator="\n")
+        lines.writerow(_CLAIMS_HEADER)
+        for names in _in_parts(batch.devices):
+            for claim in authority.give_claims(names, until, order.days):
+                there = replace(claim, host=host, port=int(port))
+                lines.writerow((claim.device, there.text(), until.isoformat(timespec="seconds")))
+
+
+def _in_parts(devices: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (devices[start : start + _AT_ONCE] for start in range(0, len(devices), _AT_ONCE))
 
 
 def _written(
     authority: Authority, order: Order, devices: Sequence[str], place: _Place, now: datetime
 ) -> dict[str, FileFacts]:
     files, bundles = {}, Bundles(authority, order.broker, order.settings)
-    for start in range(0, len(devices), _AT_ONCE):
-        names = devices[start : start + _AT_ONCE]
+    for names in _in_parts(devices):
         made = authority.issue_reserved(names, now, order.days, order.overlap)
         for device, issued in zip(names, made, strict=True):
             for name, content in bundles.files(device, issued).items():

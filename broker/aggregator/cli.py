@@ -16,6 +16,7 @@ from broker.address import DEFAULT_TLS_PORT, BrokerAddress
 from broker.aggregator import storecommands
 from broker.aggregator.config import OWN_BROKERS, AggregatorConfig
 from broker.aggregator.devicecommand import DEVICE_DAYS, device, keys
+from broker.aggregator.enrolcommand import enrol
 from broker.aggregator.itemscommand import items
 from broker.aggregator.options import DIRECTORY, JSON
 from broker.commandline import Duration, Identifier, echo_facts, echo_json, report, run, say
@@ -494,6 +495,7 @@ for command in storecommands.COMMANDS:
     cli.add_command(command)
 cli.add_command(device)
 cli.add_command(keys)
+cli.add_command(enrol)
 cli.add_command(
     install_service(
         "edge-aggregator",

@@ -11,7 +11,8 @@ from broker.aggregator.options import DIRECTORY, JSON
 from broker.commandline import Duration, Identifier, echo_json, say
 
 if TYPE_CHECKING:
-    from broker.authority.authority import Authority, Entry
+    from broker.authority.authority import Authority
+    from broker.authority.register import Entry
 
 DEVICE_DAYS = 1825
 _ID = click.argument("device", metavar="ID", type=Identifier("the device id"))

@@ -69,7 +69,7 @@ def listening(
             """Say nothing of what is asked every few seconds."""
 
     try:
-        server = _Server((host, port), Handler)
+        server = BoundedServer((host, port), Handler)
     except OSError as error:
         raise AddressInUseError(
             f"the metrics cannot be served at {host}:{port}: {(error.strerror or str(error)).lower()}; "
@@ -84,7 +84,9 @@ def listening(
         server.server_close()
 
 
-class _Server(ThreadingHTTPServer):
+class BoundedServer(ThreadingHTTPServer):
+    """Answers in threads, of which there are so many and no more: who comes above that is hung up on."""
+
     daemon_threads = True
     block_on_close = False
 
@@ -108,4 +110,4 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the base's
         """Note that somebody left in the middle."""
-        _LOG.debug("a request for metrics ended early")
+        _LOG.debug("a request ended early")

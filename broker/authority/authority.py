@@ -9,22 +9,36 @@
         head_key.pub                  the public halves: what devices pin
         register.json                 every certificate that was issued
         batches/                      ids that were given many at once (`broker.authority.batches`)
+        claims/                       claims that devices enrol with (`broker.authority.claims`)
 
 Secret files have mode 0600 from the moment they are made, the directory 0700. The register is written before
 a certificate leaves this module, so that one that exists can always be revoked. Everything is done under the
 directory's lock: the commands of two operators come one after the other.
 """
 
-import json
+import hashlib
 import os
+import ssl
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from broker.authority.batches import Batch, read_batches, require_free, reserve, write_batch
-from broker.authority.certificates import Issued, Signer, load_head_key, make_ca, make_head_key
+from broker.authority.certificates import Issued, Request, Signer, load_head_key, make_ca, make_head_key
+from broker.authority.claims import (
+    Given,
+    draw_code,
+    hashed,
+    read_claim,
+    require_good,
+    void,
+    write_claim,
+    write_claims,
+)
+from broker.authority.register import Entry, Register, moment, read_register, write_register
+from broker.claim import Claim
 from broker.errors import AlreadyInitialisedError, CorruptError, InputError
 from broker.protocol.messages import Head
 from broker.protocol.signatures import MAX_KEYS, keys_from_text, keys_to_text, signed_bytes
@@ -34,43 +48,10 @@ from broker.tls import TlsFiles
 
 REGISTER = "register.json"
 CRL = "crl.pem"
-BATCHES = "batches"
+BATCHES, CLAIMS = "batches", "claims"
 SERVER_DAYS = 1825
 _LOCK_WAIT_S = 30.0
 _SECRET = 0o600
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Entry:
-    """A certificate that was issued.
-
-    Attributes
-    ----------
-    kind : str
-        ``device``, ``aggregator`` or ``server``.
-    name : str
-        The device's id, or the name within its kind.
-    serial : str
-        In hexadecimal digits.
-    not_after, revoked_at : str
-        ISO 8601, UTC; not revoked: None.
-    revoke_after : str or None
-        When it is to be revoked, as a newer one has taken its place.
-    """
-
-    kind: str
-    name: str
-    serial: str
-    not_after: str
-    revoked_at: str | None = None
-    revoke_after: str | None = None
-
-    @property
-    def ends(self) -> datetime:
-        """From when on it counts no more; revoked: for ever."""
-        if self.revoked_at is not None:
-            return datetime.min.replace(tzinfo=UTC)
-        return min(map(datetime.fromisoformat, filter(None, (self.not_after, self.revoke_after))))
 
 
 class Authority:
@@ -85,13 +66,8 @@ class Authority:
     def __init__(self, path: Path) -> None:
         require_initialised(path, REGISTER, "edge-aggregator init --secure")
         self.path = path
-        try:
-            content = json.loads(read_file(path / REGISTER))
-            self.fleet: str = content["fleet"]
-            self._hosts: list[str] = content["hosts"]
-            self._entries = [Entry(**entry) for entry in content["issued"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise CorruptError(f"{path / REGISTER} cannot be read; restore it from a backup") from error
+        register = read_register(path / REGISTER)
+        self.fleet, self._hosts, self._entries = register.fleet, list(register.hosts), list(register.issued)
 
     @classmethod
     def make(cls, path: Path, fleet: str, hosts: list[str], now: datetime) -> "Authority":
@@ -123,7 +99,7 @@ class Authority:
             _write(path / name, secret)
             publics.append(public)
         write_atomically(path / "head_key.pub", keys_to_text(tuple(publics)).encode())
-        _save(path, fleet, hosts, [])
+        write_register(path / REGISTER, Register(fleet, tuple(hosts)))
         made = cls(path)
         with made._changing():
             made._renew(now)
@@ -151,6 +127,10 @@ class Authority:
     def entries(self) -> tuple[Entry, ...]:
         """Every certificate that was issued, in order."""
         return tuple(self._entries)
+
+    def fingerprint(self) -> str:
+        """Give the SHA-256 of the authority's certificate (DER), in hexadecimal digits."""
+        return hashlib.sha256(ssl.PEM_cert_to_DER_cert(read_file(self.path / "ca.pem").decode())).hexdigest()
 
     def device_names(self) -> set[str]:
         """Give the devices that ever had a certificate."""
@@ -209,6 +189,7 @@ class Authority:
         checked_id(device, "the device id")
         with self._changing():
             require_free(self.path / BATCHES, [device])
+            void(self.path / CLAIMS, device, now)
             return self._issue("device", [device], now, days, overlap)[0]
 
     def reserve(
@@ -231,12 +212,66 @@ class Authority:
     ) -> list[Issued]:
         """Issue a certificate to each of some devices of a batch; the register is written once."""
         with self._changing():
+            for device in devices:
+                void(self.path / CLAIMS, device, now)
             return self._issue("device", devices, now, days, overlap)
 
-    def finish(self, batch: Batch) -> None:
-        """Note that all of a batch is where it was asked for."""
+    def give_claims(self, devices: Sequence[str], expires_at: datetime, days: int) -> list[Claim]:
+        """Give each of some devices of a batch a claim, instead of one that it had.
+
+        Parameters
+        ----------
+        days : int
+            Validity of the certificate that it is good for.
+
+        Returns
+        -------
+        list of Claim
+            Without a place to ask at: ``localhost``, port 1.
+        """
+        folder = self.path / CLAIMS
         with self._changing():
-            write_batch(self.path / BATCHES, replace(batch, finished=True))
+            make_directory(folder)
+            folder.chmod(0o700)
+            authority, expires = self.fingerprint(), moment(expires_at)
+            codes = {device: draw_code() for device in devices}
+            write_claims(
+                folder,
+                [
+                    Given(device=device, sha256=hashed(code), expires_at=expires, days=days)
+                    for device, code in codes.items()
+                ],
+            )
+        return [
+            Claim(host="localhost", port=1, device=device, code=code, authority=authority)
+            for device, code in codes.items()
+        ]
+
+    def enrol(self, device: str, code: str, request: Request, now: datetime) -> bytes:
+        """Give a device that brings a claim its certificate (PEM); the same one if it asks again.
+
+        Raises
+        ------
+        ClaimRefusedError
+        """
+        folder = self.path / CLAIMS
+        with self._changing():
+            given = require_good(read_claim(folder, device), code, request.fingerprint, now)
+            if given.certificate is not None:
+                return given.certificate.encode()
+            issued = self._signer().certify(request, device, now, given.days)
+            self._register("device", device, issued)
+            self._save()
+            certificate = issued.certificate.decode()
+            write_claim(folder, replace(given, key=request.fingerprint, certificate=certificate))
+            return issued.certificate
+
+    def finish(self, batch: Batch) -> Batch:
+        """Note that all of a batch is where it was asked for; give it as it is then."""
+        finished = replace(batch, finished=True)
+        with self._changing():
+            write_batch(self.path / BATCHES, finished)
+        return finished
 
     def renew(self, now: datetime) -> None:
         """Issue the broker's and the aggregator's certificates anew, in place."""
@@ -245,6 +280,8 @@ class Authority:
 
     def revoke(self, devices: Sequence[str], now: datetime, *, but_newest: bool = False) -> int:
         """Revoke all certificates of devices; give how many, and write the list that brokers read.
+
+        Claims that they have not spent end as well, and count.
 
         Parameters
         ----------
@@ -256,14 +293,17 @@ class Authority:
         InputError
             When one of them never had any; nothing was revoked.
         """
+        folder = self.path / CLAIMS
         with self._changing():
             names = frozenset(devices)
-            if unknown := sorted(names - self.device_names()):
+            strangers = sorted(names - self.device_names())
+            if unknown := [each for each in strangers if read_claim(folder, each) is None]:
                 raise InputError(
                     f"no certificate was ever issued to a device {unknown[0]}; nothing was revoked"
                 )
+            voided = sum(void(folder, each, now) for each in names)
             newest = {entry.name: entry.serial for entry in self._entries if entry.kind == "device"}
-            return self._revoke(
+            return voided + self._revoke(
                 lambda entry: (
                     entry.kind == "device"
                     and entry.name in names
@@ -282,7 +322,7 @@ class Authority:
         count = 0
         for place, entry in enumerate(self._entries):
             if entry.revoked_at is None and which(entry):
-                self._entries[place] = replace(entry, revoked_at=_moment(now))
+                self._entries[place] = replace(entry, revoked_at=moment(now))
                 count += 1
         self._save()
         self._write_revocations(signer, now)
@@ -329,17 +369,19 @@ class Authority:
             except (ValueError, OverflowError) as error:
                 raise InputError(f"no certificate can be made for {name}: {error}") from error
             made.append(issued)
-            self._entries.append(
-                Entry(kind=kind, name=name, serial=f"{issued.serial:x}", not_after=_moment(issued.not_after))
-            )
+            self._register(kind, name, issued)
         self._save()
         return made
+
+    def _register(self, kind: str, name: str, issued: Issued) -> None:
+        serial, until = f"{issued.serial:x}", moment(issued.not_after)
+        self._entries.append(Entry(kind=kind, name=name, serial=serial, not_after=until))
 
     def _replace(self, devices: frozenset[str], at: datetime) -> None:
         """Have the certificates of devices revoked at a time, those that end earlier apart."""
         for place, entry in enumerate(self._entries):
             if entry.kind == "device" and entry.name in devices and entry.ends > at:
-                self._entries[place] = replace(entry, revoke_after=_moment(at))
+                self._entries[place] = replace(entry, revoke_after=moment(at))
 
     def _renew(self, now: datetime) -> None:
         for kind, name in (("server", "server"), ("aggregator", "aggregator")):
@@ -356,7 +398,8 @@ class Authority:
         write_atomically(self.path / CRL, signer.revocations(revoked, now))
 
     def _save(self) -> None:
-        _save(self.path, self.fleet, self._hosts, self._entries)
+        register = Register(self.fleet, tuple(self._hosts), tuple(self._entries))
+        write_register(self.path / REGISTER, register)
 
 
 class HeadSigner:
@@ -381,23 +424,5 @@ class HeadSigner:
         return self._key.public_key().public_bytes_raw(), self._key.sign(content)
 
 
-def _save(path: Path, fleet: str, hosts: list[str], entries: list[Entry]) -> None:
-    # A certificate a line: for people, and as the json module writes 10,000 entries much faster so.
-    issued = ",\n".join(json.dumps(_written(entry)) for entry in entries)
-    text = f'{{"fleet": {json.dumps(fleet)}, "hosts": {json.dumps(hosts)}, "issued": [\n{issued}\n]}}\n'
-    write_atomically(path / REGISTER, text.encode(), mode=_SECRET)
-
-
-def _written(entry: Entry) -> dict[str, str | None]:
-    fields = asdict(entry)
-    if entry.revoke_after is None:
-        del fields["revoke_after"]  # earlier releases know none
-    return fields
-
-
 def _write(path: Path, content: bytes) -> None:
     write_atomically(path, content, mode=_SECRET if path.suffix == ".key" else 0o644)
-
-
-def _moment(at: datetime) -> str:
-    return at.isoformat(timespec="seconds")

@@ -21,7 +21,7 @@ from broker.storage import make_directory, read_file, write_atomically
 
 BATCHES = "batches"
 MOST_DEVICES = 10_000
-_LETTERS = "23456789abcdefghjkmnpqrstvwxyz"
+LETTERS = "23456789abcdefghjkmnpqrstvwxyz"
 """Without those that are taken for one another."""
 _DRAWN = 10
 """Letters of an id that tell it from others: 30^10, about 2^49. Two copies of an authority, each with 10,000
@@ -67,7 +67,7 @@ def drawn_ids(prefix: str, count: int) -> list[str]:
 
 
 def _drawn(letters: int) -> str:
-    return "".join(secrets.choice(_LETTERS) for _ in range(letters))
+    return "".join(secrets.choice(LETTERS) for _ in range(letters))
 
 
 def read_batches(folder: Path) -> list[Batch]:

@@ -4,11 +4,13 @@ Keys are on the curve P-256, which every TLS library and secure element speaks. 
 is all that anybody is known by: a device's id, or ``aggregator:NAME``, which no device id can be.
 """
 
+import hashlib
 import ipaddress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -28,7 +30,7 @@ _EARLIER = timedelta(days=1)
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """A certificate and its secret key, both PEM."""
+    """A certificate and its secret key, both PEM; the key is empty where its owner made it."""
 
     certificate: bytes
     key: bytes
@@ -79,6 +81,13 @@ class Signer:
         """Issue a device's or an aggregator's certificate."""
         return self._leaf(common_name, ExtendedKeyUsageOID.CLIENT_AUTH, [], now, days)
 
+    def certify(self, request: "Request", common_name: str, now: datetime, days: int) -> Issued:
+        """Issue a certificate for a key that is its owner's alone; the request's own name does not matter."""
+        certificate = self._signed(
+            request.public_key, common_name, ExtendedKeyUsageOID.CLIENT_AUTH, [], now, days
+        )
+        return _issued(certificate, None)
+
     def revocations(self, revoked: dict[int, datetime], now: datetime) -> bytes:
         """Give the list (PEM) of revoked serial numbers with their times.
 
@@ -106,9 +115,19 @@ class Signer:
         days: int,
     ) -> Issued:
         key = ec.generate_private_key(ec.SECP256R1())
-        issuer = self._certificate
+        return _issued(self._signed(key.public_key(), common_name, purpose, names, now, days), key)
+
+    def _signed(
+        self,
+        public_key: ec.EllipticCurvePublicKey,
+        common_name: str,
+        purpose: x509.ObjectIdentifier,
+        names: list[x509.GeneralName],
+        now: datetime,
+        days: int,
+    ) -> x509.Certificate:
         builder = (
-            _builder(_name(common_name), issuer.subject, key.public_key(), now, days)
+            _builder(_name(common_name), self._certificate.subject, public_key, now, days)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(signs=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
@@ -118,7 +137,43 @@ class Signer:
         )
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-        return _issued(builder.sign(self._key, hashes.SHA256()), key)
+        return builder.sign(self._key, hashes.SHA256())
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request for a certificate (PKCS #10) whose sender has proved to have the key.
+
+    Attributes
+    ----------
+    fingerprint : str
+        SHA-256 of the public key, in hexadecimal digits.
+    """
+
+    public_key: ec.EllipticCurvePublicKey
+    fingerprint: str
+
+
+def read_request(pem: bytes) -> Request:
+    """Read a request, and check that it is signed with the key it names.
+
+    Raises
+    ------
+    ValueError
+        When it is none, or its key is not on the curve P-256.
+    """
+    try:
+        request = x509.load_pem_x509_csr(pem)
+        key = request.public_key()
+        is_signed = request.is_signature_valid
+    except UnsupportedAlgorithm as error:
+        raise ValueError("a request of an unknown kind") from error
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise ValueError("not a key on the curve P-256")  # noqa: TRY004 - a file's content, not a type
+    if not is_signed:
+        raise ValueError("not signed with its own key")
+    encoded = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return Request(key, hashlib.sha256(encoded).hexdigest())
 
 
 def make_head_key() -> tuple[bytes, bytes]:
@@ -174,10 +229,10 @@ def _builder(
     )
 
 
-def _issued(certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> Issued:
+def _issued(certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey | None) -> Issued:
     return Issued(
         certificate=certificate.public_bytes(Encoding.PEM),
-        key=key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+        key=b"" if key is None else key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
         serial=certificate.serial_number,
         not_after=certificate.not_valid_after_utc,
     )

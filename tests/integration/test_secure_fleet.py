@@ -1,9 +1,7 @@
 """A fleet as an operator secures it, with the commands alone: it works, and nothing lets a secret out."""
 
-import base64
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,20 +12,9 @@ from broker.embedded import free_port
 from tests.brokers import HOST, children_of, command_of, require
 from tests.edge.builders import ITEM_KEYS
 from tests.edge.running import RunningCommand, an_aggregator, looking_at, run_command, told, wait_until
+from tests.integration.keyforms import secrets_of
 
 pytestmark = [pytest.mark.process, pytest.mark.mqtt]
-
-
-def secrets_of(files: list[Path]) -> set[str]:
-    """Give what no log and no process list may hold: each key in the forms that it could have."""
-    found = set()
-    for path in files:
-        body = re.sub(r"-----[A-Z ]+-----|\s", "", path.read_text())
-        raw = base64.b64decode(body)
-        # The secret number lies in the middle of P-256's form, at the end of Ed25519's.
-        for secret in (raw[-32:] if len(raw) < 60 else raw[36:68],):
-            found |= {body[20:60], secret.hex(), base64.b64encode(secret).decode()[4:40]}
-    return found
 
 
 def test_secure_fleet_learns_and_lets_no_secret_out(tmp_path: Path) -> None:
