@@ -12,7 +12,7 @@ import shutil
 import tarfile
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -40,8 +40,6 @@ from trainer.errors import DataFormatError, ParameterError
 
 _AT_ONCE = 1_000
 """Certificates that the register is written for together."""
-_ARCHIVE = "archive.tar"
-_CLAIMS = "claims.csv"
 _CLAIMS_HEADER = ("device", "claim", "until")
 Form = Literal["folder", "archive", "claims"]
 
@@ -165,54 +163,72 @@ def provision(authority: Authority, order: Order, now: datetime, say: Callable[[
     make_directory(out.absolute().parent)
     with _staging(out) as staging:
         if os.path.lexists(out):
-            return _finished_before(authority, order)
-        batch, cut_off = authority.reserve(order.request, order.devices, now)
-        if cut_off:
-            say(f"{out} was begun and not finished; it is made anew for the same {len(batch.devices)} ids")
-            earlier = authority.device_names()
-            # For new devices these are certificates whose keys were with the run that was cut off.
-            if not order.renew and (issued := [each for each in batch.devices if each in earlier]):
-                authority.revoke(issued, now)
+            raise InputError(f"{out} exists and was left as it was; name another place")
+        batch = _ready(authority, order, staging)
+        if batch is None:
+            try:
+                with named_failures(out):
+                    batch = _made(authority, order, staging, now, say)
+            except BaseException:
+                _clear(staging)
+                raise
         with named_failures(out):
-            if order.form == "folder":
-                _sign(authority, order, batch, _Folder(staging), now)
-                os.sync()  # 50,000 files: one by one would take minutes
-                staging.rename(out)
-            else:
-                if order.form == "archive":
-                    made = staging / _ARCHIVE
-                    _sign(authority, order, batch, _Archive(made, batch.name, now), now)
-                else:
-                    made = staging / _CLAIMS
-                    _write_claims(authority, order, batch, made, now)
-                sync_file(made)
-                made.rename(out)
-                staging.rmdir()
+            _place(order, staging).rename(out)
         sync_directory(out.absolute().parent)
-        return authority.finish(batch)
+        return batch
 
 
-def _finished_before(authority: Authority, order: Order) -> Batch:
-    """Note what a run that was cut off just before its end did not come to note."""
-    batch = authority.begun(order.request)
-    if batch is not None and _is_in_place(authority, order, batch):
-        return authority.finish(batch)
-    raise InputError(f"{order.out} exists and was left as it was; name another place")
+def _made(
+    authority: Authority, order: Order, staging: Path, now: datetime, say: Callable[[str], None]
+) -> Batch:
+    """Make all of a batch in `staging`; when this ends, its ids are given for good."""
+    _clear(staging)
+    batch, cut_off = authority.reserve(order.request, order.devices, now)
+    if cut_off:
+        say(f"{order.out} was begun and not finished; it is made anew for the same {len(batch.devices)} ids")
+        earlier = authority.device_names()
+        # For new devices these are certificates whose keys were with the run that was cut off.
+        if not order.renew and (issued := [each for each in batch.devices if each in earlier]):
+            authority.revoke(issued, now)
+    place = _place(order, staging)
+    if order.form == "folder":
+        _sign(authority, order, batch, _Folder(place), now)
+        os.sync()  # 50,000 files: one by one would take minutes
+    elif order.form == "archive":
+        _sign(authority, order, batch, _Archive(place, batch.name, now), now)
+        sync_file(place)
+    else:
+        _write_claims(authority, order, batch, place, now)
+        sync_file(place)
+    # Before it is moved to where it may be taken from: what somebody may have taken is never made anew.
+    return authority.finish(batch)
 
 
-def _is_in_place(authority: Authority, order: Order, batch: Batch) -> bool:
+def _place(order: Order, staging: Path) -> Path:
+    """Give what is moved to its place in the end."""
+    return staging if order.form == "folder" else staging / order.form
+
+
+def _ready(authority: Authority, order: Order, staging: Path) -> Batch | None:
+    """Give the batch that a run has finished and not come to move to its place; None if there is none."""
+    place = _place(order, staging)
+    if not (place / SIGNATURE if order.form == "folder" else place).exists():
+        return None
+    finished = [batch for batch in authority.batches() if batch.finished and batch.request == order.request]
     if order.form == "claims":
-        with order.out.open(encoding="ascii", newline="") as file:
-            return [row[:1] for row in csv.reader(file)][1:] == [[each] for each in batch.devices]
+        with place.open(encoding="ascii", newline="") as file:
+            devices = tuple(row[0] for row in csv.reader(file) if row)[1:]
+        return next((batch for batch in finished if batch.devices == devices), None)
     try:
-        return check(order.out, authority.head_keys()).batch == batch.name
+        name = check(place, authority.head_keys()).batch
     except BatchNotGenuineError:
-        return False
+        return None
+    return next((batch for batch in finished if batch.name == name), None)
 
 
 @contextmanager
 def _staging(out: Path) -> Iterator[Path]:
-    """Give an empty folder of this process alone; it is gone afterwards, with all that is still in it."""
+    """Give a folder beside `out`, of this process alone; if it is empty in the end it is taken away."""
     staging = out.absolute().with_name(f".{out.absolute().name}.unfinished")
     with named_failures(staging):
         staging.mkdir(mode=0o700, exist_ok=True)
@@ -221,12 +237,10 @@ def _staging(out: Path) -> Iterator[Path]:
     try:
         if not staging.exists() or not os.path.samestat(os.fstat(held), staging.stat()):
             raise InUseError(f"{out} was being made by another process; look whether it is there now")
-        with named_failures(staging):
-            _clear(staging)
         yield staging
     finally:
-        if staging.exists() and os.path.samestat(os.fstat(held), staging.stat()):
-            shutil.rmtree(staging, ignore_errors=True)
+        with suppress(OSError):
+            staging.rmdir()
         os.close(held)
 
 

@@ -202,10 +202,9 @@ class Authority:
         with self._changing():
             return reserve(self.path / BATCHES, request, devices, self.device_names(), now)
 
-    def begun(self, request: dict[str, object]) -> Batch | None:
-        """Give the batch that was reserved for a request and is not finished."""
-        found = (each for each in read_batches(self.path / BATCHES) if not each.finished)
-        return next((each for each in found if each.request == request), None)
+    def batches(self) -> list[Batch]:
+        """Give all batches."""
+        return read_batches(self.path / BATCHES)
 
     def issue_reserved(
         self, devices: Sequence[str], now: datetime, days: int, overlap: timedelta | None = None

@@ -168,17 +168,13 @@ def test_claims_are_a_list_for_its_owner_alone(authority: Authority, tmp_path: P
 def test_claims_that_were_cut_off_are_made_anew_for_the_same_ids(
     authority: Authority, tmp_path: Path
 ) -> None:
-    """Codes of the first time are worth nothing then; those that are in place are left as they are."""
+    """Codes of the first time are worth nothing then."""
     out = tmp_path / "claims.csv"
     wanted = order(out, form="claims", broker="localhost:8884")
     ids = made(authority, wanted)
     first = claims_in(out)
     (ledger,) = (authority.path / "batches").glob("*.json")
-    unfinished = json.dumps(json.loads(ledger.read_text()) | {"finished": False})
-    ledger.write_text(unfinished)
-    assert made(authority, wanted) == ids
-    assert claims_in(out) == first
-    ledger.write_text(unfinished)
+    ledger.write_text(json.dumps(json.loads(ledger.read_text()) | {"finished": False}))
     out.unlink()
     assert made(authority, wanted) == ids == set(claims_in(out))
     for device, text in first.items():
@@ -211,7 +207,7 @@ def test_run_that_is_killed_is_finished_by_the_same_call(tmp_path: Path) -> None
     """With the same ids; nothing looks whole before, and the certificates of the first run are revoked."""
     authority = a_shop(tmp_path / "shop")
     out, staging = tmp_path / "batch", tmp_path / ".batch.unfinished"
-    options = ("--count", "1100", "--out", str(out))
+    options = ("--count", "400", "--out", str(out))
     run = begun(tmp_path / "shop", *options)
     wait_until(lambda: len(list(staging.glob("devices/*"))) > 5, "the first devices")
     run.send_signal(signal.SIGKILL)
@@ -230,7 +226,7 @@ def test_run_that_is_killed_is_finished_by_the_same_call(tmp_path: Path) -> None
     with pytest.raises(InputError, match="begun with other options"):
         made(Authority(authority.path), order(out, count=5))
     again = begun(tmp_path / "shop", *options)
-    assert "made anew for the same 1100 ids" in again.communicate(timeout=3 * PATIENCE_S)[1]
+    assert "made anew for the same 400 ids" in again.communicate(timeout=3 * PATIENCE_S)[1]
     assert again.returncode == 0
     assert not staging.exists()
     assert set(check(out, authority.head_keys()).devices) == reserved == ids_in(out)
@@ -239,14 +235,41 @@ def test_run_that_is_killed_is_finished_by_the_same_call(tmp_path: Path) -> None
     assert sorted(entry.name for entry in entries if not entry.revoked_at) == sorted(reserved)
 
 
-def test_run_that_is_cut_off_just_before_its_end_was_whole(authority: Authority, tmp_path: Path) -> None:
-    """Everything is there but the note that it is: the same call writes that."""
-    ids = made(authority, order(tmp_path / "batch"))
-    (ledger,) = (authority.path / "batches").glob("*.json")
-    ledger.write_text(json.dumps(json.loads(ledger.read_text()) | {"finished": False}))
-    assert made(authority, order(tmp_path / "batch")) == ids
-    assert json.loads(ledger.read_text())["finished"] is True
-    assert len(Authority(authority.path).entries) == 2 + 3
+@pytest.mark.parametrize("form", ["folder", "archive", "claims"])
+def test_run_that_is_cut_off_just_before_its_end_is_whole(
+    authority: Authority, tmp_path: Path, form: str
+) -> None:
+    """Everything is there, and given for good: the same call only moves it to its place."""
+    out, staging = tmp_path / "batch", tmp_path / ".batch.unfinished"
+    wanted = order(out, form=form, broker="localhost:8884")
+    ids = made(authority, wanted)
+    content = out.read_bytes() if out.is_file() else sorted(out.rglob("*"))
+    if form == "folder":
+        out.rename(staging)
+    else:
+        staging.mkdir()
+        out.rename(staging / form)
+    assert made(authority, wanted) == ids
+    assert content == (out.read_bytes() if out.is_file() else sorted(out.rglob("*")))
+    assert not staging.exists()
+    assert len(authority.batches()) == 1
+
+
+@pytest.mark.parametrize("form", ["folder", "archive", "claims"])
+def test_same_call_gives_other_ids_once_what_it_made_was_taken(
+    authority: Authority, tmp_path: Path, form: str
+) -> None:
+    """Nothing that may be on a device is made anew; what is half there from a kill is cleared away."""
+    out, staging = tmp_path / "batch", tmp_path / ".batch.unfinished"
+    wanted = order(out, form=form, broker="localhost:8884")
+    first = made(authority, wanted)
+    out.rename(tmp_path / "taken")
+    staging.mkdir()
+    (staging / "half").write_text("of it")
+    second = made(authority, wanted)
+    assert first.isdisjoint(second)
+    assert not [entry for entry in Authority(authority.path).entries if entry.revoked_at]
+    assert not out.is_dir() or not (out / "half").exists()
 
 
 @pytest.mark.root

@@ -100,6 +100,18 @@ def test_claim_is_good_once_and_its_key_may_ask_again(fleet: Fleet) -> None:
     assert fleet.issued() == 1
 
 
+def test_claim_whose_spending_was_cut_off_is_spent_again_by_its_key(fleet: Fleet) -> None:
+    """After the register was written and before the claim was: both certificates are on the register."""
+    claim, request = fleet.claim(), request_of(a_key())
+    (file,) = (fleet.authority.path / "claims").iterdir()
+    before = file.read_bytes()
+    fleet.ask(claim, request)
+    file.write_bytes(before)
+    fleet.ask(claim, request)
+    assert fleet.issued() == 2
+    assert fleet.authority.revoke(["pi-1"], NOW) == 2
+
+
 def test_claim_out_of_date_is_refused(fleet: Fleet) -> None:
     """From its last second on."""
     claim = fleet.claim(days=7)
