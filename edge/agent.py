@@ -67,6 +67,9 @@ _NO_HEAD_S = 15.0
 class Agent:
     """Runs one device's session against its broker and store.
 
+    `edge.gateway.carrier` makes an agent of it whose passes and interactions are elsewhere: it has its own
+    `_handle`, `_look_for_interactions`, `_train`, `_carry_out` and `_renumber`.
+
     Parameters
     ----------
     say : callable

@@ -2,6 +2,7 @@
 
 import os
 import select
+import socket
 import threading
 import time
 import zlib
@@ -44,7 +45,7 @@ from edge.gateway.messages import decode as decode_serial
 from edge.gateway.messages import encode as encode_serial
 from edge.gateway.port import Port
 from edge.gateway.service import Gateway
-from tests.brokers import PATIENCE_S, Peer, RunningBroker
+from tests.brokers import HOST, PATIENCE_S, Peer, RunningBroker
 from tests.edge.builders import ITEM_KEYS, a_head, a_plan, a_table
 from tests.edge.gateway.builders import a_state
 from tests.edge.running import (
@@ -453,6 +454,21 @@ def test_port_that_is_away_is_waited_for(tmp_path: Path, board: PlayedBoard) -> 
         gateway.hear("is back")
         board.tell(Refused)
     assert len(gateway.sentences) == 3
+
+
+def test_port_may_be_a_serial_server(tmp_path: Path) -> None:
+    """As ``tcp:HOST:PORT``; when it ends the connection, another one is made."""
+    with socket.create_server((HOST, 0)) as server:
+        server.settimeout(PATIENCE_S)
+        with RunningGateway(tmp_path, f"tcp:{HOST}:{server.getsockname()[1]}") as gateway:
+            for _ in range(2):
+                line, _ = server.accept()
+                with line:
+                    line.settimeout(PATIENCE_S)
+                    line.sendall(encode_frame(encode_serial(a_state())))
+                    (message,) = FrameReader(100).feed(line.recv(100))
+                    assert isinstance(decode_serial(message), Refused)
+            gateway.hear("is lost", "trying again")
 
 
 def test_file_is_no_port(tmp_path: Path) -> None:
