@@ -111,7 +111,7 @@ def check(path: Path, keys: tuple[bytes, ...]) -> Manifest:
             raise BatchNotGenuineError(f"{path}: {name} is missing")
         if (found[name].size, found[name].sha256) != (facts.size, facts.sha256):
             raise BatchNotGenuineError(f"{path}: {name} is not what was signed")
-        if found[name].mode & 0o077 & ~facts.mode:
+        if found[name].mode & 0o7077 & ~facts.mode:
             raise BatchNotGenuineError(f"{path}: {name} is open to others; chmod {facts.mode:o} it")
     if extra := found.keys() - manifest.files.keys():
         raise BatchNotGenuineError(f"{path}: {min(extra)} was not in what was signed")
@@ -176,15 +176,21 @@ def _members(path: Path) -> Iterator[tuple[str, int, bytes]]:
 
 
 def _archived(path: Path) -> Iterator[tuple[str, int, bytes]]:
+    root = None
     try:
         with path.open("rb") as source, tarfile.open(fileobj=source, mode="r|") as archive:
             for member in archive:
-                _, _, name = member.name.partition("/")
+                first, *rest = member.name.split("/")
+                root = root or first
+                # Nothing may lie outside of the one folder, wherever it is unpacked.
+                if first != root or not {"", ".", ".."}.isdisjoint((first, *rest)):
+                    raise BatchNotGenuineError(f"{path}: {member.name[:80]!r} does not belong there")
                 if member.isdir():
                     continue
-                file = archive.extractfile(member) if member.isreg() and name else None
+                file = archive.extractfile(member) if member.isreg() and rest else None
                 if file is None:
                     raise BatchNotGenuineError(f"{path}: {member.name[:80]!r} does not belong there")
+                name = "/".join(rest)
                 yield name, member.mode, file.read(_bound(name) + 1)
     except (tarfile.TarError, EOFError) as error:
         raise BatchNotGenuineError(f"{path} is no archive, or half of one") from error

@@ -353,6 +353,30 @@ def test_archive_that_is_changed_or_cut_off_anywhere_is_refused(authority: Autho
             check(file, authority.head_keys())
 
 
+@pytest.mark.parametrize("how", ["../{}", "/{}", "{}", "other/{}", "x/../{}"])
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE])
+def test_archive_with_anything_outside_of_its_folder_is_refused(
+    authority: Authority, tmp_path: Path, how: str, kind: bytes
+) -> None:
+    """A file, a folder or a link; under a name that was signed, too."""
+    made(authority, order(tmp_path / "batch.tar", count=1))
+    with tarfile.open(tmp_path / "batch.tar") as source, tarfile.open(tmp_path / "other.tar", "w") as target:
+        members = source.getmembers()
+        for member in members:
+            if kind == tarfile.REGTYPE and member.name.endswith("key.pem"):
+                content = source.extractfile(member)
+                member.name = how.format(member.name.partition("/")[2])
+                target.addfile(member, content)
+            else:
+                target.addfile(member, source.extractfile(member) if member.isreg() else None)
+        if kind != tarfile.REGTYPE:
+            evil = tarfile.TarInfo(how.format("evil"))
+            evil.type, evil.linkname = kind, "/etc"
+            target.addfile(evil)
+    with pytest.raises(BatchNotGenuineError):
+        check(tmp_path / "other.tar", authority.head_keys())
+
+
 def test_batch_of_another_fleet_is_refused(authority: Authority, tmp_path: Path) -> None:
     """Its own key does not help it."""
     made(authority, order(tmp_path / "batch.tar"))

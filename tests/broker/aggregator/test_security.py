@@ -6,10 +6,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from cryptography.x509 import load_pem_x509_crl
 
 from broker.address import BrokerAddress
 from broker.aggregator.admission import Admission
+from broker.aggregator.cli import cli
 from broker.aggregator.config import AggregatorConfig
 from broker.aggregator.security import AUTHORITY_NAME, Standing, add_device, make_authority
 from broker.authority.authority import CRL, REGISTER, Authority
@@ -151,3 +153,29 @@ def test_register_of_an_earlier_release_is_read(tmp_path: Path) -> None:
     assert set(written["issued"][-1]) == {"kind", "name", "serial", "not_after", "revoked_at"}
     (authority.path / REGISTER).write_text(json.dumps(written, indent=1))
     assert [entry.name for entry in Authority(authority.path).entries] == ["main", "main", "pi-1"]
+
+
+def test_commands_renew_with_an_overlap_and_revoke_what_is_old(tmp_path: Path) -> None:
+    """And the list tells which certificate is which."""
+    items = tmp_path / "items.txt"
+    items.write_text("bread\n")
+    shop = str(tmp_path / "shop")
+
+    def call(*arguments: str) -> str:
+        result = CliRunner().invoke(cli, list(arguments))
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    def states() -> list[str]:
+        listed = json.loads(call("device", "list", "--dir", shop, "--json"))
+        return [each["state"] for each in listed if each["kind"] == "device"]
+
+    call("init", "--dir", shop, "--fleet", "shop", "--items", str(items), "--secure", "--device", "pi-1")
+    call("device", "add", "--dir", shop, "pi-2")
+    call("device", "add", "--dir", shop, "--overlap", "30d", "pi-1")
+    assert states() == ["replaced", "valid", "valid"]
+    call("device", "revoke", "--dir", shop, "--old", "pi-1", "pi-2")
+    assert states() == ["revoked", "valid", "valid"]
+    assert "replaced" not in call("device", "list", "--dir", shop)
+    call("device", "revoke", "--dir", shop, "pi-1", "pi-2")
+    assert states() == ["revoked"] * 3
