@@ -194,7 +194,7 @@ def own_broker(
     BrokerStartError
         When the port is taken, or the broker ends or does not answer.
     """
-    _require_free(host, port)
+    _require_free(host, port, secure=secure is not None)
     with named_failures(directory):
         directory.mkdir(parents=True, exist_ok=True)
         log_path = directory / f"{kind}.log"
@@ -245,7 +245,7 @@ def end_with_parent() -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _require_free(host: str, port: int) -> None:
+def _require_free(host: str, port: int, *, secure: bool) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -253,7 +253,8 @@ def _require_free(host: str, port: int) -> None:
         except OSError as error:
             raise BrokerStartError(
                 f"a broker cannot listen on {host}:{port}: {(error.strerror or str(error)).lower()}; "
-                f"set another port, or join the broker that runs there with --broker mqtt://{host}:{port}"
+                "set another port, or join the broker that runs there with --broker "
+                f"{BrokerAddress(host=reachable_host(host), port=port, secure=secure)}"
             ) from error
 
 

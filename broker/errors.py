@@ -22,6 +22,7 @@
     │   ├── NotInitialisedError, AlreadyInitialisedError
     │   ├── NotWritableError, InUseError, DiskFullError
     │   ├── NewerVersionError           written by a later release; left untouched
+    │   ├── EarlierVersionError         written by an earlier one, where nothing may be changed
     │   ├── CorruptError
     │   └── ConfigError
     ├── LinkError                     the network
@@ -73,6 +74,7 @@ __all__ = [
     "DataFormatError",
     "DataTooSmallError",
     "DiskFullError",
+    "EarlierVersionError",
     "EncodingError",
     "FileUnreadableError",
     "FleetMismatchError",
@@ -207,6 +209,10 @@ class InUseError(SetupError):
 
 class DiskFullError(SetupError):
     """No space is left; nothing was half written."""
+
+
+class EarlierVersionError(SetupError):
+    """A directory that an earlier release wrote, asked by a command that changes nothing."""
 
 
 class NewerVersionError(SetupError):

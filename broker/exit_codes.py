@@ -40,6 +40,7 @@ class ExitCode(IntEnum):
     NEWER_VERSION = 25, "A later release wrote the directory; it was left untouched."
     CORRUPT = 26, "A database or model file in the directory is damaged."
     CONFIG = 27, "The configuration has a wrong or unknown entry."
+    EARLIER_VERSION = 28, "An earlier release wrote the directory; it was left untouched."
 
     UNREACHABLE = 30, "No MQTT broker answers at the address."
     REFUSED = 31, "The broker refuses the client (user name, password or client id)."
@@ -92,6 +93,7 @@ EXIT_CODE_OF: dict[type[errors.PFedRecError], ExitCode] = {
     errors.InUseError: ExitCode.IN_USE,
     errors.DiskFullError: ExitCode.DISK_FULL,
     errors.NewerVersionError: ExitCode.NEWER_VERSION,
+    errors.EarlierVersionError: ExitCode.EARLIER_VERSION,
     errors.CorruptError: ExitCode.CORRUPT,
     errors.ConfigError: ExitCode.CONFIG,
     errors.SetupError: ExitCode.CONFIG,

@@ -107,7 +107,9 @@ def make_directory(path: Path) -> None:
     with named_failures(path):
         made = [each for each in (path, *path.parents) if not each.exists()]
         path.mkdir(parents=True, exist_ok=True)
-        for each in made:  # or a power failure may take the directory with all that was synced in it
+        for each in reversed(made):
+            _give_to_owner(each)
+            # Or a power failure may take the directory with all that was synced in it.
             sync_directory(each.parent)
         probe = path / f".probe-{os.getpid()}"
         try:
@@ -124,7 +126,12 @@ def require_initialised(path: Path, marker: str, command: str) -> None:
     NotInitialisedError
         With the command to run.
     """
-    if not (path / marker).is_file():
+    try:
+        there = (path / marker).is_file()
+    except OSError as error:
+        reason = os.strerror(error.errno or 0).lower()
+        raise FileUnreadableError(f"{path / marker} cannot be read: {reason}; call as its owner") from error
+    if not there:
         raise NotInitialisedError(f"{path} has no {marker}; set the directory up with: {command}")
 
 
@@ -194,7 +201,8 @@ def lock_file(path: Path, sentence: str, *, shared: bool = False) -> Iterator[No
     DiskFullError, NotWritableError
     """
     with named_failures(path):
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        _make_new(path, 0o644)
+        handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         _lock(handle, sentence, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         yield
@@ -274,6 +282,8 @@ def _unreadable(path: Path, error: OSError) -> FileUnreadableError:
 def write_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     """Replace `path` whole or not at all, durably.
 
+    What root writes belongs to the directory's owner: a service that runs as that user has to read it.
+
     Raises
     ------
     DiskFullError, NotWritableError
@@ -281,8 +291,9 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with named_failures(path):
         try:
-            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-            with os.fdopen(handle, "wb") as file:
+            temporary.unlink(missing_ok=True)
+            _make_new(temporary, mode)
+            with temporary.open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -324,9 +335,33 @@ def make_private(path: Path) -> None:
     ------
     DiskFullError, NotWritableError
     """
-    if str(path) != ":memory:" and not path.exists():
+    if str(path) != ":memory:":
         with named_failures(path):
-            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+            _make_new(path, 0o600)
+
+
+def _make_new(path: Path, mode: int) -> None:
+    """Make an empty file where there is none; as root, for the directory's owner."""
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    except FileExistsError:
+        return
+    try:
+        _give_to_owner(path, handle)
+    finally:
+        os.close(handle)
+
+
+def _give_to_owner(path: Path, handle: int | None = None) -> None:
+    """As root, give what was just made to the owner of the directory that it is in, where that can be."""
+    if os.geteuid() != 0:
+        return
+    directory = path.parent.stat()
+    with suppress(OSError):  # some file systems have no owners, some containers' root may not change them
+        if handle is None:
+            os.chown(path, directory.st_uid, directory.st_gid, follow_symlinks=False)
+        else:
+            os.fchown(handle, directory.st_uid, directory.st_gid)
 
 
 def connect_sqlite(path: Path) -> sqlite3.Connection:

@@ -393,7 +393,7 @@ def status(directory: Path, *, as_json: bool) -> None:
     from broker.aggregator.directory import is_served, load_config, open_store
 
     config = load_config(directory, os.environ)
-    store = open_store(directory, config)
+    store = open_store(directory, config, looking=True)
     try:
         state, ledger = store.load(), store.ledger()
         rounds = store.rounds(1)
@@ -434,7 +434,7 @@ def rounds(directory: Path, limit: int, *, as_json: bool) -> None:
     """
     from broker.aggregator.directory import load_config, open_store
 
-    store = open_store(directory, load_config(directory, os.environ))
+    store = open_store(directory, load_config(directory, os.environ), looking=True)
     try:
         records = store.rounds(limit)
     finally:

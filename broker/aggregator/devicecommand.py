@@ -196,14 +196,17 @@ def keys() -> None:
 
 @keys.command()
 @DIRECTORY
-def renew(directory: Path) -> None:
+@click.option("--host", "hosts", multiple=True, help="One more name of the broker; may be repeated.")
+def renew(directory: Path, hosts: tuple[str, ...]) -> None:
     """Issue the broker's and the aggregator's certificates anew; used from the next start on.
+
+    With --host devices may reach the broker by that name too, and new bundles have the first of them.
 
     \b
     Example:
-      edge-aggregator keys renew --dir shop
+      edge-aggregator keys renew --dir shop --host new.example
     """
-    _authority(directory).renew(datetime.now(UTC))
+    _authority(directory).renew(datetime.now(UTC), hosts)
     say("the broker's and the aggregator's certificates are new; start again to use them")
 
 

@@ -114,12 +114,19 @@ def load_config(path: Path, environment: Mapping[str, str], **flags: object) -> 
     return configfile.load(AggregatorConfig, path / CONFIG_NAME, environment, **flags)
 
 
-def open_store(path: Path, config: AggregatorConfig | None = None) -> SqlStore:
+def open_store(path: Path, config: AggregatorConfig | None = None, *, looking: bool = False) -> SqlStore:
     """Open the store of a directory; `config` is read from it unless given.
+
+    Parameters
+    ----------
+    looking : bool
+        For who does not hold the directory's lock: what an earlier release wrote is left to it.
 
     Raises
     ------
     NotInitialisedError, NewerVersionError, CorruptError, DiskFullError, InUseError, NotWritableError
+    EarlierVersionError
+        When `looking`.
     StoreLostError, StoreRefusedError, MissingExtraError
         About a PostgreSQL server.
     """
@@ -127,14 +134,14 @@ def open_store(path: Path, config: AggregatorConfig | None = None) -> SqlStore:
     config = config or load_config(path, {})
     if not config.store:
         require_database(path / DATABASE_NAME)
-    return store_of(path, config)
+    return store_of(path, config, looking=looking)
 
 
-def store_of(path: Path, config: AggregatorConfig) -> SqlStore:
-    """Open the store that a configuration names, made where missing."""
+def store_of(path: Path, config: AggregatorConfig, *, looking: bool = False) -> SqlStore:
+    """Open the store that a configuration names, made where missing unless `looking`."""
     if config.store:
-        return PostgresStore(config.store_address, config.keep_versions)
-    return SqliteStore(path / DATABASE_NAME, config.keep_versions)
+        return PostgresStore(config.store_address, config.keep_versions, looking=looking)
+    return SqliteStore(path / DATABASE_NAME, config.keep_versions, looking=looking)
 
 
 def require_shareable(config: AggregatorConfig) -> None:

@@ -18,9 +18,10 @@ from broker.aggregator.security import AUTHORITY_NAME
 from broker.aggregator.trial import Trial
 from broker.authority.authority import Authority
 from broker.embedded import reachable_host
-from broker.errors import ConfigError, FileUnreadableError, PFedRecError
+from broker.errors import ConfigError, EarlierVersionError, FileUnreadableError, PFedRecError
 from broker.findings import Finding, note, ok, problem, unchecked
 from broker.protocol.topics import FleetTopics
+from broker.storage import is_in_use
 from broker.tls import certificate_facts
 
 _MB = 1e6
@@ -118,9 +119,13 @@ def _store(directory: Path, config: AggregatorConfig) -> tuple[bool, Finding]:
     """Tell whether it is served, as far as can be told, and what was found of it."""
     where = str(config.store_address.without_secrets) if config.store else DATABASE_NAME
     try:
-        with closing(open_store(directory, config)) as store:
+        with closing(open_store(directory, config, looking=True)) as store:
             served, state = is_served(directory, store), store.load()
             agrees = served or ledger_agrees(store)
+    except EarlierVersionError as error:
+        # With PostgreSQL this cannot be told without the store; ours would be on this machine, most likely.
+        remedy = "back it up with the earlier release, then start this one"
+        return is_in_use(directory), note("store", str(error), remedy)
     except PFedRecError as error:
         return False, problem("store", str(error), "do what the sentence says, or restore a backup")
     found = f"{where}: version {state.version}, {len(state.seen)} devices"

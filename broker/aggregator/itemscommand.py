@@ -80,7 +80,7 @@ def _change(kind: str, directory: Path, file: Path) -> None:
 
     config = load_config(directory, os.environ)
     change = parse_change(next(each for each in KINDS if each == kind), read_file(file), str(file))
-    store = open_store(directory, config)
+    store = open_store(directory, config, looking=True)
     try:
         number = store.queue_change(change, time.time())
         outcome = store.change_outcome(number)

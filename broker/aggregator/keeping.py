@@ -5,10 +5,15 @@ Versions only ever grow, as devices refuse nothing else: a rollback and a restor
 
 import io
 import os
+import shutil
+import sqlite3
 import time
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import BinaryIO
 from zipfile import BadZipFile
 
 import numpy as np
@@ -18,14 +23,16 @@ from broker.aggregator.config import AggregatorConfig
 from broker.aggregator.directory import DATABASE_NAME, open_store, serving, store_of
 from broker.aggregator.store.copying import copy, replace_all
 from broker.aggregator.store.interface import Decree, KeptTable
+from broker.aggregator.store.schema import APPLIED
 from broker.aggregator.store.sql import SqlStore
 from broker.aggregator.store.sqlite import SqliteStore
 from broker.errors import CorruptError, DataError, FileUnreadableError
 from broker.protocol.catalogue import Catalogue
-from broker.storage import named_failures, read_file, sync_directory, sync_file
+from broker.storage import named_failures, read_file, sqlite_failure, sync_directory, sync_file
 from trainer.errors import ParameterError
 from trainer.params import Floats
 
+_COPIED_BYTES = 1 << 20
 LOST_VERSIONS = 1_000_000
 """More rounds and connections than a fleet has between a backup and the loss of what it is restored for."""
 
@@ -67,11 +74,7 @@ def restore(directory: Path, config: AggregatorConfig, backup: Path, now: float)
         About the backup; nothing is changed.
     DiskFullError, InUseError, NotWritableError, StoreLostError
     """
-    if not backup.is_file():
-        raise FileUnreadableError(f"{backup} is no file; name what edge-aggregator backup has written")
-    if backup.stat().st_size == 0:
-        raise CorruptError(f"{backup} is empty; name another backup")
-    with closing(SqliteStore(backup)) as source:
+    with _opened_copy(backup, directory) as source:
         loaded = source.load()
         kept = source.kept_table(loaded.version)
         if kept is None:
@@ -91,6 +94,54 @@ def restore(directory: Path, config: AggregatorConfig, backup: Path, now: float)
                 replace_all(reading, writing)
                 target.decree_within(writing, decree)
     return loaded.version, version
+
+
+@contextmanager
+def _opened_copy(backup: Path, directory: Path) -> Iterator[SqlStore]:
+    """Open a copy of a backup, in `directory` for a while.
+
+    Opening brings a database to this release's shape. A backup must stay what it was: it is the way back to
+    the release that wrote it, and may lie where nothing can be written.
+    """
+    if not backup.is_file():
+        raise FileUnreadableError(f"{backup} is no file; name what edge-aggregator backup has written")
+    if backup.stat().st_size == 0:
+        raise CorruptError(f"{backup} is empty; name another backup")
+    with named_failures(directory), TemporaryDirectory(prefix=".restore-", dir=directory) as folder:
+        copied = Path(folder) / DATABASE_NAME
+        # With its log, where something has opened it, or it is a copy of a store that was served.
+        for suffix in ("", "-wal"):
+            if (part := backup.with_name(backup.name + suffix)).is_file():
+                with _readable(part) as reading, copied.with_name(copied.name + suffix).open("wb") as writing:
+                    shutil.copyfileobj(reading, writing, _COPIED_BYTES)
+        _require_sound(copied, backup)
+        with closing(SqliteStore(copied, name=str(backup))) as store:
+            yield store
+
+
+def _readable(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise FileUnreadableError(
+            f"{path} cannot be read: {os.strerror(error.errno or 0).lower()}"
+        ) from error
+
+
+def _require_sound(copied: Path, backup: Path) -> None:
+    try:
+        with closing(sqlite3.connect(copied)) as connection:
+            # Below a heading, where something is wrong.
+            found = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0]).splitlines()[-1]
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    except sqlite3.DatabaseError as error:
+        if not isinstance(failure := sqlite_failure(error, copied), CorruptError):
+            raise failure from error
+        found, tables = str(error), set()
+    if found != "ok":
+        raise CorruptError(f"{backup} is damaged ({found}); name another backup; nothing was changed")
+    if APPLIED.name not in tables:
+        raise CorruptError(f"{backup} holds no fleet; name what edge-aggregator backup has written")
 
 
 def _target(directory: Path, config: AggregatorConfig) -> SqlStore:

@@ -40,7 +40,7 @@ def _opened(directory: Path, *, alone: bool = False) -> Iterator["SqlStore"]:
 
     config = load_config(directory, os.environ)
     if not alone:
-        with closing(open_store(directory, config)) as store:
+        with closing(open_store(directory, config, looking=True)) as store:
             yield store
         return
     with exclusive(directory), closing(open_store(directory, config)) as store, serving(store):

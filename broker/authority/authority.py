@@ -64,7 +64,7 @@ class Authority:
     """
 
     def __init__(self, path: Path) -> None:
-        require_initialised(path, REGISTER, "edge-aggregator init --secure")
+        require_initialised(path, REGISTER, "edge-aggregator init --secure, or restore it from its copy")
         self.path = path
         register = read_register(path / REGISTER)
         self.fleet, self._hosts, self._entries = register.fleet, list(register.hosts), list(register.issued)
@@ -272,10 +272,28 @@ class Authority:
             write_batch(self.path / BATCHES, finished)
         return finished
 
-    def renew(self, now: datetime) -> None:
-        """Issue the broker's and the aggregator's certificates anew, in place."""
+    def renew(self, now: datetime, more_hosts: Sequence[str] = ()) -> None:
+        """Issue the broker's and the aggregator's certificates anew, in place.
+
+        Parameters
+        ----------
+        more_hosts : sequence of str
+            Names and addresses under which devices reach the broker besides those of before; the first is for
+            new devices.
+
+        Raises
+        ------
+        InputError
+            When one cannot stand in a certificate; nothing is changed.
+        """
         with self._changing():
-            self._renew(now)
+            before = self._hosts
+            self._hosts = list(dict.fromkeys([*more_hosts, *before]))
+            try:
+                self._renew(now)
+            except InputError:
+                self._hosts = before
+                raise
 
     def revoke(self, devices: Sequence[str], now: datetime, *, but_newest: bool = False) -> int:
         """Revoke all certificates of devices; give how many, and write the list that brokers read.
@@ -342,7 +360,8 @@ class Authority:
     def _changing(self) -> Iterator[None]:
         held = hold(self.path, wait_s=_LOCK_WAIT_S)
         try:
-            self._entries = list(Authority(self.path).entries)
+            now = Authority(self.path)
+            self._entries, self._hosts = list(now.entries), now.hosts
             yield
         finally:
             os.close(held)

@@ -16,7 +16,14 @@ import pytest
 
 from broker import embedded
 from broker.address import BrokerAddress
-from broker.embedded import BrokerKind, choose_broker, free_port, mosquitto_path, own_broker
+from broker.embedded import (
+    BrokerKind,
+    SecureListener,
+    choose_broker,
+    free_port,
+    mosquitto_path,
+    own_broker,
+)
 from broker.errors import BrokerStartError, MissingExtraError, NotWritableError
 from tests.brokers import HOST, KINDS, PATIENCE_S, Peer, children_of, command_of, require, wait_for_end
 
@@ -171,6 +178,18 @@ def test_port_that_is_taken_is_named_with_two_ways_out(kind: BrokerKind, tmp_pat
         f"set another port, or join the broker that runs there with --broker mqtt://127.0.0.1:{port}"
     )
     assert not (tmp_path / "broker").exists()
+
+
+def test_secure_port_that_is_taken_is_named_as_it_is_joined(tmp_path: Path) -> None:
+    """With TLS."""
+    files = SecureListener(ca=tmp_path, certificate=tmp_path, key=tmp_path, revoked=tmp_path, access="")
+    with socket.create_server((HOST, 0)) as taken:
+        port = taken.getsockname()[1]
+        with (
+            pytest.raises(BrokerStartError, match=f"--broker mqtts://127.0.0.1:{port}"),
+            own_broker("mosquitto", HOST, port, tmp_path, files),
+        ):
+            pytest.fail("the port was taken")
 
 
 @pytest.mark.parametrize("host", ["203.0.113.1", "no such host"])

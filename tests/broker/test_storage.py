@@ -322,6 +322,39 @@ def test_file_that_is_no_database_is_corrupt(tmp_path: Path) -> None:
         connect_sqlite(path)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be kept out of what was root's")
+def test_directory_that_may_not_be_looked_into_is_said(tmp_path: Path) -> None:
+    """It is not written to."""
+    path = tmp_path / "secret"
+    path.mkdir(mode=0o700)
+
+    with as_an_ordinary_user(), pytest.raises(FileUnreadableError, match="marker cannot be read: permission"):
+        require_initialised(path, "marker", "do this")
+
+
+# --- a service that is not root, and an administrator who is --------------------------------------------
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to others")
+def test_what_root_makes_belongs_to_the_directorys_owner(tmp_path: Path) -> None:
+    """A service that runs as that user would not be able to read it."""
+    ours = tmp_path / "ours"
+    ours.mkdir()
+    os.chown(ours, NOBODY, NOBODY)
+    (ours / "roots").touch(mode=0o600)
+
+    make_directory(ours / "new" / "folder")
+    write_atomically(ours / "new" / "secret", b"x", mode=0o600)
+    write_atomically(ours / "roots", b"x", mode=0o600)
+    with exclusive(ours):
+        pass
+    SqliteStore(ours / "state.sqlite3").close()
+
+    assert {path.name: path.stat().st_uid for path in ours.rglob("*")} == dict.fromkeys(
+        ["new", "folder", "secret", "roots", "lock", "state.sqlite3"], NOBODY
+    )
+
+
 # --- a disk that is really full ----------------------------------------------------------------------
 
 

@@ -5,12 +5,12 @@ listed here was made by a later release and is left untouched. The statements ar
 the same in its own words.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from sqlalchemy import Connection, insert
+from sqlalchemy import Connection, insert, inspect
 
 from broker.aggregator.store.schema import APPLIED
-from broker.errors import NewerVersionError
+from broker.errors import CorruptError, EarlierVersionError, NewerVersionError
 
 MIGRATIONS: Sequence[tuple[str, Sequence[str]]] = (
     (
@@ -91,13 +91,15 @@ _POSTGRESQL_LOCK = 0x7066_6D69
 """Two processes that open an empty database at once make it one after the other."""
 
 
-def migrate(connection: Connection, name: str) -> None:
+def migrate(connection: Connection, name: str, require_alone: Callable[[Connection], None]) -> None:
     """Bring the database to the newest shape; the caller's transaction holds all of it or nothing.
 
     Parameters
     ----------
     name : str
         How the database is called in a message.
+    require_alone : callable
+        Called before a database that holds something is changed; raises when somebody serves it.
 
     Raises
     ------
@@ -108,6 +110,39 @@ def migrate(connection: Connection, name: str) -> None:
     if postgresql:
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_POSTGRESQL_LOCK})")
     connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS migrations (name VARCHAR PRIMARY KEY)")
+    applied = _applied(connection, name)
+    missing = [each for each in MIGRATIONS if each[0] not in applied]
+    if applied and missing:
+        require_alone(connection)
+    for step, statements in missing:
+        for statement in statements:
+            connection.exec_driver_sql(_for_postgresql(statement) if postgresql else statement)
+        connection.execute(insert(APPLIED), {"name": step})
+
+
+def require_newest(connection: Connection, name: str) -> None:
+    """Check that the database has the newest shape, for who only looks.
+
+    To look must not bring it there: a process of an earlier release may serve from it, and a return to that
+    release would be barred.
+
+    Raises
+    ------
+    EarlierVersionError, NewerVersionError
+    CorruptError
+        When it was never made.
+    """
+    if not inspect(connection).has_table(APPLIED.name):
+        raise CorruptError(f"{name} lacks what init stored; restore it from a backup or init a new directory")
+    missing = {step for step, _ in MIGRATIONS} - _applied(connection, name)
+    if missing:
+        raise EarlierVersionError(
+            f"{name} was written by an earlier release (it lacks {', '.join(sorted(missing))}); nothing was "
+            "changed: back it up with that release, then edge-aggregator start brings it up to date"
+        )
+
+
+def _applied(connection: Connection, name: str) -> set[str]:
     applied = set(connection.exec_driver_sql("SELECT name FROM migrations").scalars())
     unknown = applied - {step for step, _ in MIGRATIONS}
     if unknown:
@@ -115,12 +150,7 @@ def migrate(connection: Connection, name: str) -> None:
             f"{name} was written by a later release ({', '.join(sorted(unknown))}); "
             "upgrade pfedrec-edge, or use another directory; nothing was changed"
         )
-    for step, statements in MIGRATIONS:
-        if step in applied:
-            continue
-        for statement in statements:
-            connection.exec_driver_sql(_for_postgresql(statement) if postgresql else statement)
-        connection.execute(insert(APPLIED), {"name": step})
+    return applied
 
 
 def _for_postgresql(statement: str) -> str:

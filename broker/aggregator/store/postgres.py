@@ -37,6 +37,8 @@ _LEADER_LOCK = 0x7066_6C65
 """That of the one worker that closes rounds."""
 _NAME_LOCK = 0x7066_6E61
 """Of each worker's name."""
+_LOCK_KEY = "%(number)s, hashtext(current_schema() || '/' || %(name)s)"
+"""Of this schema: another fleet in the same database has locks of its own."""
 _LOCK_WAITS_S = (0.05, 0.1, 0.2, 0.4, 0.8)
 _KEEPALIVE = "SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3"
 """So that the server lets the locks go half a minute after their holder's machine has."""
@@ -71,7 +73,9 @@ class PostgresStore(SqlStore):
         Without psycopg.
     """
 
-    def __init__(self, address: StoreAddress, keep_versions: int = KEEP_VERSIONS) -> None:
+    def __init__(
+        self, address: StoreAddress, keep_versions: int = KEEP_VERSIONS, *, looking: bool = False
+    ) -> None:
         driver = _driver()
         self._driver = driver
         engine = create_engine(
@@ -82,7 +86,7 @@ class PostgresStore(SqlStore):
             poolclass=StaticPool,
         )
         event.listen(engine, "begin", _begin)
-        super().__init__(engine, str(address), keep_versions)
+        super().__init__(engine, str(address), keep_versions, looking=looking)
 
     @contextmanager
     def serving(self) -> Iterator[None]:
@@ -143,9 +147,8 @@ class PostgresStore(SqlStore):
         return False
 
     def _try_lock(self, number: int, name: str = "", *, shared: bool = False) -> bool:
-        # Of this schema: another fleet in the same database has locks of its own.
         kind = "pg_try_advisory_lock_shared" if shared else "pg_try_advisory_lock"
-        query = f"SELECT {kind}(%(number)s, hashtext(current_schema() || '/' || %(name)s))"
+        query = f"SELECT {kind}({_LOCK_KEY})"
         with self.transaction() as connection:
             connection.exec_driver_sql(_KEEPALIVE)
             return bool(connection.exec_driver_sql(query, {"number": number, "name": name}).scalar_one())
@@ -163,6 +166,15 @@ class PostgresStore(SqlStore):
 
     def _failures(self) -> AbstractContextManager[None]:
         return _named(self._driver, self._name)
+
+    def _require_alone(self, connection: Connection) -> None:
+        # Releases without workers took a lock of the whole database.
+        for key in (_LOCK_KEY, "%(number)s"):
+            query = f"SELECT pg_try_advisory_xact_lock({key})"
+            if not connection.exec_driver_sql(query, {"number": _SERVICE_LOCK, "name": ""}).scalar_one():
+                raise InUseError(
+                    f"{self._name} is served by an earlier release; back it up, and end that one first"
+                )
 
     def _new_ids(self, connection: Connection, count: int) -> Sequence[int]:
         query = "SELECT nextval('journal_id_seq') FROM generate_series(1, %(count)s)"

@@ -46,7 +46,7 @@ from broker.aggregator.store.interface import (
     PlacedEntry,
     RoundRecord,
 )
-from broker.aggregator.store.migrations import migrate
+from broker.aggregator.store.migrations import migrate, require_newest
 from broker.aggregator.store.schema import (
     ANSWERED,
     BODIES,
@@ -79,20 +79,31 @@ class SqlStore(ABC):
         How messages call the database.
     keep_versions : int
         How many of the newest versions can be made anew.
+    looking : bool
+        Whether it is left in the shape that it has, as a process of an earlier release may serve from it.
 
     Raises
     ------
     NewerVersionError
         When a later release wrote it.
+    EarlierVersionError
+        When an earlier release did, and we are `looking`.
+    InUseError
+        When an earlier release did, and still serves from it, as far as the database can tell.
     """
 
-    def __init__(self, engine: Engine, name: str, keep_versions: int = KEEP_VERSIONS) -> None:
+    def __init__(
+        self, engine: Engine, name: str, keep_versions: int = KEEP_VERSIONS, *, looking: bool = False
+    ) -> None:
         self._engine = engine
         self._name = name
         self._keep_versions = keep_versions
         try:
-            with self.transaction() as connection:
-                migrate(connection, name)
+            with self.transaction(reading=looking) as connection:
+                if looking:
+                    require_newest(connection, name)
+                else:
+                    migrate(connection, name, self._require_alone)
         except BaseException:
             self.close()
             raise
@@ -100,6 +111,10 @@ class SqlStore(ABC):
     @abstractmethod
     def _failures(self) -> AbstractContextManager[None]:
         """Name what the driver raises within."""
+
+    @abstractmethod
+    def _require_alone(self, connection: Connection) -> None:
+        """Raise `InUseError` when another process serves from the database, where it can tell."""
 
     @abstractmethod
     def _new_ids(self, connection: Connection, count: int) -> Sequence[int]:

@@ -25,18 +25,28 @@ class SqliteStore(SqlStore):
     Parameters
     ----------
     path : Path
-        The database; made where missing.
+        The database; made where missing, unless `looking`.
     """
 
-    def __init__(self, path: Path, keep_versions: int = KEEP_VERSIONS) -> None:
+    def __init__(
+        self,
+        path: Path,
+        keep_versions: int = KEEP_VERSIONS,
+        *,
+        looking: bool = False,
+        name: str | None = None,
+    ) -> None:
         self._path = path
         make_private(path)  # what devices sent is nobody else's
         engine = create_engine("sqlite://", creator=lambda: _connect(path), poolclass=StaticPool)
         event.listen(engine, "begin", _begin)
-        super().__init__(engine, str(path), keep_versions)
+        super().__init__(engine, name or str(path), keep_versions, looking=looking)
 
     def _failures(self) -> AbstractContextManager[None]:
         return named_failures(self._path)
+
+    def _require_alone(self, connection: Connection) -> None:
+        pass  # who is not `looking` holds the directory's lock
 
     def _new_ids(self, connection: Connection, count: int) -> Sequence[int]:
         newest = connection.execute(select(func.max(JOURNAL.c.id))).scalar() or 0

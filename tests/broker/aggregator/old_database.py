@@ -63,9 +63,10 @@ def dump(path: Path) -> str:
 
 
 def restore(content: str, path: Path) -> None:
-    """Make a database from SQL."""
+    """Make a database from SQL, with a write-ahead log as all releases' have it."""
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(content)
+        connection.execute("PRAGMA journal_mode = WAL")
 
 
 def main() -> None:

@@ -24,6 +24,8 @@ from broker.exit_codes import ExitCode
 from broker.storage import exclusive
 from tests.broker.aggregator.builders import a_round, an_entry, an_update
 from tests.broker.aggregator.fleet import Device
+from tests.broker.aggregator.old_database import DUMPS
+from tests.broker.aggregator.old_database import restore as restore_dump
 from tests.brokers import PATIENCE_S, RunningBroker, ScriptedBroker, require
 from trainer.aggregation import ROBUST
 
@@ -452,6 +454,37 @@ def test_newer_database_is_left_untouched(shop: Path, call: Call, command: str) 
     assert outcome.code == ExitCode.NEWER_VERSION
     assert "upgrade pfedrec-edge" in outcome.sentence
     assert everything_below(shop) == before
+
+
+@pytest.mark.parametrize(
+    "looking",
+    [
+        ("status",),
+        ("rounds",),
+        ("fsck",),
+        ("backup", "copy"),
+        ("export", "--rounds", "copy"),
+        ("items", "add", "items.txt"),
+    ],
+    ids=lambda looking: looking[0],
+)
+def test_who_looks_leaves_an_earlier_releases_database(
+    shop: Path, call: Call, looking: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process of that release may serve from it, and would end; and the way back would be barred."""
+    (shop / DATABASE_NAME).unlink()
+    restore_dump(DUMPS[-2].read_text(), shop / DATABASE_NAME)
+    (shop.parent / "items.txt").write_text("new\n")
+    monkeypatch.chdir(shop.parent)
+    before = everything_below(shop)
+
+    outcome = call(*looking, "--dir", shop)
+
+    assert outcome.code == ExitCode.EARLIER_VERSION
+    assert "edge-aggregator start brings it up to date" in outcome.sentence
+    assert everything_below(shop) == before
+    assert call("rollback", "--dir", shop, 0).code == ExitCode.OK  # who works alone brings it up to date
+    assert call("status", "--dir", shop).code == ExitCode.OK
 
 
 def test_lost_database_is_named(shop: Path, call: Call) -> None:

@@ -18,6 +18,7 @@ from broker.embedded import free_port, own_broker
 from broker.errors import AttentionError, NotInitialisedError
 from broker.findings import Finding, Level
 from tests.broker.aggregator.fleet import make_directory
+from tests.broker.aggregator.old_database import DUMPS, restore
 from tests.broker.aggregator.test_keeping import Shop
 from tests.brokers import HOST, RunningBroker, require
 from tests.edge.running import RunningCommand
@@ -84,6 +85,19 @@ def test_damaged_and_contradicting_stores_are_problems(tmp_path: Path) -> None:
 
 
 @pytest.mark.mqtt
+def test_database_of_an_earlier_release_is_a_note(directory: Path) -> None:
+    """The next start brings it up to date; the doctor does not."""
+    database = directory / "state.sqlite3"
+    database.unlink()
+    restore(DUMPS[-2].read_text(), database)
+    before = database.read_bytes()
+
+    found = found_in(directory)["store"]
+
+    assert (found.level, "earlier release" in found.found) == ("note", True)
+    assert database.read_bytes() == before
+
+
 def test_secure_broker_is_tried_with_the_aggregators_certificate(tmp_path: Path) -> None:
     """Within the access rules; who has none is a stranger."""
     require("mosquitto")

@@ -25,6 +25,8 @@ from broker.exit_codes import ExitCode
 from broker.protocol.messages import encode
 from broker.storage import exclusive
 from tests.broker.aggregator.builders import a_change, an_update
+from tests.broker.aggregator.old_database import DUMPS
+from tests.broker.aggregator.old_database import restore as restore_dump
 from tests.broker.aggregator.test_cli import Call, call
 from tests.postgres import Cluster, programs
 from trainer.errors import ParameterError
@@ -249,6 +251,58 @@ def test_damaged_database_is_put_aside_for_the_backup(tmp_path: Path) -> None:
 
     assert len(list(shop.path.glob("state.sqlite3.damaged-*"))) == 1
     assert judgements(shop)[-1] == (1 + LOST_VERSIONS, "kept")
+
+
+def test_restore_leaves_the_backup_to_the_release_that_wrote_it(tmp_path: Path) -> None:
+    """It is the way back to that release, and may lie on a disk that cannot be written."""
+    shop = Shop(tmp_path / "shop", a_config())
+    backup = tmp_path / "backups" / "monday"
+    backup.parent.mkdir()
+    restore_dump(DUMPS[0].read_text(), backup)
+    before = backup.read_bytes()
+
+    restore(shop.path, shop.config, backup, 5.0)
+
+    assert [path.name for path in backup.parent.iterdir()] == ["monday"]
+    assert backup.read_bytes() == before
+    assert sorted(path.name for path in shop.path.iterdir()) == ["config.toml", "lock", "state.sqlite3"]
+    assert judgements(shop)[-1] == (2 + LOST_VERSIONS, "kept")
+
+
+def test_backup_with_a_log_beside_it_is_restored_with_what_is_in_the_log(tmp_path: Path) -> None:
+    """A copy of a store's files, made while it was open, is a backup too."""
+    shop = Shop(tmp_path / "shop", a_config())
+    with closing(shop.open()):
+        shop.serve(5)
+        for suffix in ("", "-wal"):
+            (tmp_path / f"copy{suffix}").write_bytes((shop.path / f"state.sqlite3{suffix}").read_bytes())
+    assert (tmp_path / "copy-wal").stat().st_size > 0
+
+    assert restore(shop.path, shop.config, tmp_path / "copy", 5.0) == (1, 2)
+
+
+@pytest.mark.parametrize("what", ["another program's database", "a damaged page"])
+def test_damaged_backup_is_named_with_a_remedy_that_loses_nothing(what: str, tmp_path: Path) -> None:
+    """Another backup, not a new directory; and nothing is made in somebody else's database."""
+    shop = Shop(tmp_path / "shop", a_config())
+    shop.serve(5)
+    backup = tmp_path / "backup"
+    if what == "a damaged page":
+        with closing(shop.open()) as store:
+            back_up(store, backup)
+        content = bytearray(backup.read_bytes())
+        content[40_000:60_000] = bytes(20_000)
+        backup.write_bytes(content)
+    else:
+        with closing(sqlite3.connect(backup)) as connection:
+            connection.execute("CREATE TABLE bookmarks (url)")
+    content, before = bytearray(backup.read_bytes()), judgements(shop)
+
+    with pytest.raises(CorruptError, match=r"backup (is damaged .*; name another|holds no fleet; name what)"):
+        restore(shop.path, shop.config, backup, 5.0)
+
+    assert backup.read_bytes() == content
+    assert judgements(shop) == before
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,17 @@ from broker.aggregator.decisions import CloseRound, Journal
 from broker.aggregator.recovery import serve_with
 from broker.aggregator.store.address import StoreAddress
 from broker.aggregator.store.interface import Batch
+from broker.aggregator.store.migrations import MIGRATIONS
 from broker.aggregator.store.postgres import PostgresStore
 from broker.aggregator.store.sql import SqlStore
-from broker.errors import InUseError, NewerVersionError, StoreLostError, StoreRefusedError
+from broker.errors import (
+    CorruptError,
+    EarlierVersionError,
+    InUseError,
+    NewerVersionError,
+    StoreLostError,
+    StoreRefusedError,
+)
 from tests.broker.aggregator.builders import a_genesis, a_round, an_entry
 from tests.postgres import PASSWORD, Cluster, programs, running_cluster
 from trainer.errors import ParameterError
@@ -91,6 +99,35 @@ def test_newer_database_is_refused_and_left_alone(cluster: Cluster) -> None:
 
     with pytest.raises(NewerVersionError, match=r"later release \(0999 from the future\)"):
         PostgresStore(address)
+
+
+def test_earlier_database_is_changed_by_who_serves_it_alone(cluster: Cluster) -> None:
+    """Not by who looks, and not while a process of the earlier release serves from it."""
+    address = StoreAddress(cluster.new_store())
+    with closing(PostgresStore(address)) as old:
+        with old.transaction() as connection:
+            newest = MIGRATIONS[-1][0]
+            connection.exec_driver_sql("DELETE FROM migrations WHERE name = %(newest)s", {"newest": newest})
+            connection.exec_driver_sql("DROP TABLE quality")
+            connection.exec_driver_sql("ALTER TABLE versions DROP COLUMN dropped")
+
+        with pytest.raises(EarlierVersionError, match=f"earlier release .it lacks {newest}"):
+            PostgresStore(address, looking=True)
+        with old.serving(), pytest.raises(InUseError, match="served by an earlier release"):
+            PostgresStore(address)
+        with old.working("a"), pytest.raises(InUseError, match="served by an earlier release"):
+            PostgresStore(address)
+    with closing(PostgresStore(address)):
+        PostgresStore(address, looking=True).close()
+
+
+def test_who_looks_makes_nothing_in_an_empty_database(cluster: Cluster) -> None:
+    """A wrong name in the address does not leave tables there."""
+    address = StoreAddress(cluster.new_store())
+
+    for _ in range(2):
+        with pytest.raises(CorruptError, match="lacks what init stored"):
+            PostgresStore(address, looking=True)
 
 
 def test_one_process_serves_at_a_time(cluster: Cluster) -> None:

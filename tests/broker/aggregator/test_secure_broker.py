@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from broker.address import BrokerAddress
 from broker.aggregator.security import Revocations, secure_listener
@@ -18,7 +19,7 @@ from broker.authority.authority import Authority
 from broker.authority.bundle import write_bundle
 from broker.connection import Connected, Connection, EventQueue, Lost, Received
 from broker.embedded import OwnBroker, free_port, own_broker
-from broker.errors import ConfigError
+from broker.errors import ConfigError, InputError
 from broker.probe import probe
 from broker.protocol.topics import Filter, FleetTopics, Topic
 from broker.tls import TlsFiles, certificate_facts
@@ -257,6 +258,28 @@ def test_old_tls_is_refused(fleet: Fleet) -> None:
         pytest.raises(ssl.SSLError, match=r"(?i)version|protocol"),
     ):
         context.wrap_socket(link, server_hostname=HOST)
+
+
+def test_broker_gets_another_name_and_keeps_those_that_it_had(tmp_path: Path) -> None:
+    """On another machine; bundles that are made from then on have the new one."""
+    authority = Authority.make(tmp_path / "authority", "shop", ["old.example"], NOW)
+
+    authority.renew(NOW, ["new.example", "192.0.2.7"])
+
+    certificate = x509.load_pem_x509_certificate((authority.path / "server.pem").read_bytes())
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert [str(each.value) for each in names] == ["new.example", "192.0.2.7", "old.example"]
+    assert Authority(authority.path).host == "new.example"
+    before = everything_in(authority.path)
+    with pytest.raises(InputError):
+        authority.renew(NOW, ["büro.example"])
+    assert everything_in(authority.path) == before
+    assert authority.hosts == ["new.example", "192.0.2.7", "old.example"]
+
+
+def everything_in(path: Path) -> dict[str, bytes]:
+    """Give the contents of a directory's files."""
+    return {each.name: each.read_bytes() for each in path.iterdir()}
 
 
 def test_secret_files_are_their_owners_alone(fleet: Fleet) -> None:
