@@ -31,7 +31,7 @@ import numpy as np
 from broker.embedded import BrokerKind
 from firmware_tools.c_export import export, make_model
 from firmware_tools.targets import TARGETS
-from tests.brokers import HOST, PATIENCE_S
+from tests.brokers import HOST, PATIENCE_S, SLOWNESS
 from tests.integration.evidence import Finding, device_facts, findings, place_witnesses
 from tests.integration.kills import LONGEST_REST_S, at_rest
 from tests.integration.processes import (
@@ -50,7 +50,7 @@ from tests.integration.sweep import stepping
 TARGET = TARGETS["m4f"]
 SETTINGS = Settings(devices=2, n_items=60, dim=8, buffer=1, deadline_s=0.5, check_in_s=0.2, max_idle_passes=4)
 """Each update makes a version, so that there is always something to fetch and to contribute to."""
-_LONGEST_LIFE_S = 2.5
+_LONGEST_LIFE_S = 2.5 * SLOWNESS
 _MOST_STEPS = 150
 _FLAGS = "-O2 -DTELL_MS=200U -DTELL_PENDING_MS=100U"
 """A board that tells its state more often has more moments to be killed at."""
