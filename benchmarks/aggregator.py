@@ -5,8 +5,10 @@
 One mosquitto, as the project runs it; publishers in processes of their own send updates of about 16 KB (410
 rows of 32 dimensions in int8) at QoS 1 as fast as the broker takes them. First to a plain paho subscriber
 that counts; then, in the same run, to ``edge-aggregator start`` until each is accepted, journalled, receipted
-and aggregated. The figure is the ratio of the two. Memory is the kernel's (``VmRSS``), its slope that of a
-line through the second half of the run. PostgreSQL is a cluster of its own, with ``fsync`` on.
+and aggregated. The figure is the ratio of the two; beside it the CPU time of each update in the subscriber's
+process and in the aggregator's, which does not depend on what else the machine does. Memory is the kernel's
+(``VmRSS``), its slope that of a line through the second half of the run. PostgreSQL is a cluster of its own,
+with ``fsync`` on; ``--store both`` has SQLite and PostgreSQL in one run.
 """
 
 import argparse
@@ -44,10 +46,14 @@ _PATIENCE_S = 120.0
 
 
 class Taken(NamedTuple):
-    """What was measured: updates a second, and memory where it was looked at, as (updates, MB)."""
+    """Updates a second, CPU of each in µs, and memory where it was looked at, as (updates, MB)."""
 
     per_second: float
+    cpu_us: float
     memory: list[tuple[int, float]]
+
+    def __str__(self) -> str:
+        return f"{self.per_second:8.0f} updates a second, {self.cpu_us:5.0f} µs of CPU each"
 
 
 def publish(
@@ -104,8 +110,8 @@ def publishing(
         process.join()
 
 
-def counted(address: BrokerAddress, publishers: int, updates: int, encoding: str) -> float:
-    """Give how many updates a second a subscriber takes that only counts."""
+def counted(address: BrokerAddress, publishers: int, updates: int, encoding: str) -> Taken:
+    """Give what a subscriber takes that only counts."""
     total = updates // publishers * publishers
     seen = 0
     ended_at = 0.0
@@ -122,10 +128,12 @@ def counted(address: BrokerAddress, publishers: int, updates: int, encoding: str
     client.subscribe(str(FleetTopics(_FLEET).update_filter), qos=1)
     client.loop_start()
     with publishing(address, publishers, updates, 0, encoding) as began_at:
+        cpu_s = time.process_time()
         _wait(lambda: ended_at > 0.0, lambda: seen)
+        cpu_s = time.process_time() - cpu_s
     client.disconnect()
     client.loop_stop()
-    return total / (ended_at - began_at)
+    return Taken(total / (ended_at - began_at), 1e6 * cpu_s / total, [])
 
 
 def aggregated(
@@ -167,9 +175,10 @@ def aggregated(
                 return done
 
             with publishing(address, publishers, updates, instance, encoding) as began_at:
+                cpu_s = _cpu_s(process.pid)
                 _wait(lambda: look() >= total, lambda: memory[-1][0])
-                ended_at = time.monotonic()
-            return Taken(total / (ended_at - began_at), memory)
+                ended_at, cpu_s = time.monotonic(), _cpu_s(process.pid) - cpu_s
+            return Taken(total / (ended_at - began_at), 1e6 * cpu_s / total, memory)
         finally:
             process.terminate()
 
@@ -181,7 +190,7 @@ def _wait(done: Callable[[], bool], progress: Callable[[], int]) -> None:
             seen, at = progress(), time.monotonic()
         if time.monotonic() > at + _PATIENCE_S:
             sys.exit(f"nothing went on for {_PATIENCE_S:.0f} s, at {seen} updates")
-        time.sleep(0.1)
+        time.sleep(0.25)
 
 
 def _accepted(port: int) -> int | None:
@@ -199,28 +208,41 @@ def _resident_mb(pid: int) -> float:
     return next(int(line.split()[1]) / 1024.0 for line in lines if line.startswith("VmRSS:"))
 
 
+def _cpu_s(pid: int) -> float:
+    """Give the CPU time that a process has had, in seconds (proc(5): utime and stime)."""
+    figures = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(figures[11]) + int(figures[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--updates", type=int, default=20_000)
     parser.add_argument("--publishers", type=int, default=4)
-    parser.add_argument("--store", choices=["sqlite", "postgresql"], default="sqlite")
+    parser.add_argument("--store", choices=["sqlite", "postgresql", "both"], default="sqlite")
     parser.add_argument("--encoding", choices=sorted(ENCODINGS), default="int8")
     arguments = parser.parse_args()
     publishers, updates, encoding = arguments.publishers, arguments.updates, arguments.encoding
+    stores = ["sqlite", "postgresql"] if arguments.store == "both" else [arguments.store]
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-")))
-        store = ""
-        if arguments.store == "postgresql":
-            store = stack.enter_context(running_cluster(durable=True)).new_store()
         broker = stack.enter_context(own_broker("mosquitto", _HOST, free_port(), folder / "broker"))
         baseline = counted(broker.address, publishers, min(updates, 20_000), encoding)
-        print(f"a subscriber that counts: {baseline:8.0f} updates a second", flush=True)
-        taken = aggregated(broker.address, folder, publishers, updates, encoding, store)
-    ratio = taken.per_second / baseline
-    print(f"edge-aggregator, {arguments.store}: {taken.per_second:8.0f} updates a second: {ratio:.2f} of it")
-    later = [each for each in taken.memory if each[0] >= updates // 2]
-    peak = max(resident for _, resident in taken.memory)
+        print(f"a subscriber that counts: {baseline}", flush=True)
+        for store in stores:
+            url = ""
+            if store == "postgresql":
+                url = stack.enter_context(running_cluster(durable=True)).new_store()
+            (folder / store).mkdir()
+            taken = aggregated(broker.address, folder / store, publishers, updates, encoding, url)
+            ratio = taken.per_second / baseline.per_second
+            print(f"edge-aggregator, {store}: {taken}; {ratio:.2f} of the rate", flush=True)
+            _print_memory(taken.memory, updates)
+
+
+def _print_memory(memory: list[tuple[int, float]], updates: int) -> None:
+    later = [each for each in memory if each[0] >= updates // 2]
+    peak = max(resident for _, resident in memory)
     if len({done for done, _ in later}) > 2:
         slope = linear_regression([done for done, _ in later], [resident for _, resident in later]).slope
         print(f"memory: {peak:.0f} MB at most; {1000.0 * slope:+.3f} MB per 1,000 updates in the second half")

@@ -39,6 +39,12 @@ _LOG = logging.getLogger(__name__)
 
 QUEUE_EVENTS = 20_000
 """More than any broker keeps in flight for one client; see `Connection.overflows`."""
+WINDOW_EVENTS = 1_000
+"""What mosquitto, as the project runs it, is to have under way for a client. Release 2.0.11 keeps to it only
+until the first acknowledgement; then it sends all that it has."""
+_RESTING_EVENTS = 4 * WINDOW_EVENTS
+_RESTING_BYTES = 64 * 1024 * 1024
+"""A queue that has either is not read for until half of it is worked off: the rest waits at the broker."""
 KEEPALIVE_S = 30
 _MAX_IN_FLIGHT = 0
 """Any number. With a limit paho looks at every message under way for each that the broker acknowledges."""
@@ -105,6 +111,8 @@ class EventSink(Protocol):
 class EventQueue(queue.Queue[LinkEvent]):
     """Bounded for messages, which the broker keeps until they are acknowledged; never full for the rest.
 
+    Long before it is full, nothing more is read from the network (`wait_for_room`).
+
     Parameters
     ----------
     loose_bytes : int, optional
@@ -115,7 +123,13 @@ class EventQueue(queue.Queue[LinkEvent]):
     def __init__(self, loose_bytes: int | None = None) -> None:
         self._loose_bytes = loose_bytes
         self._bytes = 0
+        self._room = threading.Event()
+        self._room.set()
         super().__init__()
+
+    def wait_for_room(self, timeout_s: float) -> bool:
+        """Wait until more may be read; tell whether it may."""
+        return self._room.wait(timeout_s)
 
     def put_nowait(self, item: LinkEvent) -> None:
         """Take an event or raise `queue.Full`."""
@@ -130,11 +144,15 @@ class EventQueue(queue.Queue[LinkEvent]):
         if isinstance(item, Received):
             self._bytes += len(item.payload)
         super()._put(item)
+        if self._bytes >= _RESTING_BYTES or self._qsize() >= _RESTING_EVENTS:
+            self._room.clear()
 
     def _get(self) -> LinkEvent:
         item = super()._get()
         if isinstance(item, Received):
             self._bytes -= len(item.payload)
+        if self._bytes <= _RESTING_BYTES // 2 and self._qsize() <= _RESTING_EVENTS // 2:
+            self._room.set()
         return item
 
 
@@ -194,6 +212,8 @@ class Connection:
             protocol=paho.MQTTv311,
             manual_ack=True,
         )
+        if isinstance(sink, EventQueue):
+            self._client.wait_for_room = sink.wait_for_room
         self._client.max_inflight_messages_set(_MAX_IN_FLIGHT)
         context = address.context()
         if context is not None:

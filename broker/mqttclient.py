@@ -9,7 +9,7 @@ this is paho as it was.
 """
 
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
@@ -19,6 +19,8 @@ from paho.mqtt.enums import MQTTErrorCode
 _READ_BYTES: Final = 256 * 1024
 _WRITE_BYTES: Final = 64 * 1024
 """What waits to go out beyond this, paho keeps."""
+_WAIT_FOR_ROOM_S: Final = 0.05
+"""What is to be sent waits as long at most."""
 _PACKETS_AT_ONCE: Final = 64
 """Packets read before it is the turn of those to write."""
 _WOULD_BLOCK: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
@@ -28,11 +30,19 @@ class BufferedSocket:
     """A non-blocking socket, or TLS over one, as paho uses it.
 
     An error of a write is raised by the next read: paho looks for one there.
+
+    Parameters
+    ----------
+    wait_for_room : callable
+        Given seconds to wait; tells whether more may be received. Otherwise it is as if nothing had come.
     """
 
-    def __init__(self, sock: Any) -> None:
+    def __init__(self, sock: Any, wait_for_room: Callable[[float], bool]) -> None:
         self._sock = sock
-        self._read = memoryview(b"")
+        self._wait_for_room = wait_for_room
+        # One for good: new ones would leave holes in memory.
+        self._room = memoryview(bytearray(_READ_BYTES))
+        self._received = self._room[:0]
         self._unsent = bytearray()
         self._error: OSError | None = None
 
@@ -40,23 +50,31 @@ class BufferedSocket:
         return getattr(self._sock, name)
 
     def recv(self, size: int) -> bytes:
-        """Give at most `size` bytes; none at the end."""
-        if not self._read:
+        """Give at most `size` bytes; none at the end.
+
+        Raises
+        ------
+        BlockingIOError
+            When nothing has come, or there is no room for it.
+        """
+        if not self._received:
             if self._error is not None:
                 raise self._error
-            self._read = memoryview(self._sock.recv(max(size, _READ_BYTES)))
-        given, self._read = bytes(self._read[:size]), self._read[size:]
+            if not self._wait_for_room(_WAIT_FOR_ROOM_S):
+                raise BlockingIOError
+            self._received = self._room[: self._sock.recv_into(self._room)]
+        given, self._received = bytes(self._received[:size]), self._received[size:]
         return given
 
     def pending(self) -> int:
         """Give how much can be read without waiting; paho asks before it waits."""
         below = getattr(self._sock, "pending", None)
-        return len(self._read) or int(self._error is not None) or (0 if below is None else below())
+        return len(self._received) or int(self._error is not None) or (0 if below is None else below())
 
     @property
     def buffered(self) -> bool:
         """Whether there is something to read that was received already."""
-        return bool(self._read)
+        return bool(self._received)
 
     @property
     def unsent(self) -> bool:
@@ -97,10 +115,18 @@ class BufferedSocket:
 
 
 class Client(paho.Client):
-    """See the module."""
+    """See the module.
+
+    Attributes
+    ----------
+    wait_for_room : callable
+        See `BufferedSocket`.
+    """
+
+    wait_for_room: Callable[[float], bool] = staticmethod(lambda _: True)
 
     def _create_socket(self) -> Any:
-        return BufferedSocket(super()._create_socket())
+        return BufferedSocket(super()._create_socket(), self.wait_for_room)
 
     def want_write(self) -> bool:
         """Tell whether something waits to be written."""

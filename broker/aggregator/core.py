@@ -89,7 +89,7 @@ class AggregatorCore:
     ) -> None:
         self.settings = settings
         self.load = 0.0
-        """How full the queue of what waits is, 0 to 1: set by the service before it gives events."""
+        """How much waits, 0 to 1 (see `Pacing.check_in`): set by the service before it gives events."""
         self._pacing = settings.pacing
         self._strategy = strategy
         self._state = state

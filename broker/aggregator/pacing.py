@@ -15,7 +15,7 @@ LONGEST_CHECK_IN_S = 604_800.0
 """A week: the longest that a receipt can say."""
 MOST_SLOWED = 16.0
 EASY_LOAD = 0.25
-"""Up to this part of the queue the load is what comes and goes."""
+"""Up to this part of the window the load is what comes and goes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +49,8 @@ class Pacing:
         population : int
             Devices of the fleet.
         load : float
-            How full the queue of what waits to be worked on is: 0 empty, 1 full.
+            How much of the broker's window waits to be worked on: 0 nothing, 1 all of it, and perhaps more at
+            the broker.
         """
         wanted = self.check_in_s
         if self.updates_per_s is not None:

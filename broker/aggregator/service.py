@@ -36,7 +36,7 @@ from broker.aggregator.refusals import RefusalLog
 from broker.aggregator.store.interface import AggregatorStore, Batch
 from broker.aggregator.watching import Watch, WorkedBatch, refusal_name
 from broker.connection import (
-    QUEUE_EVENTS,
+    WINDOW_EVENTS,
     Connected,
     Connection,
     EventQueue,
@@ -55,7 +55,7 @@ from broker.protocol.topics import ROOT, Address, Filter, FleetTopics, Topic
 _LOG = logging.getLogger(__name__)
 
 BATCH_EVENTS = 1_024
-"""As many as mosquitto has under way for one client: what comes meanwhile waits in the queue."""
+"""All of a broker's window: one transaction, and the broker may send the next."""
 _LOOSE_BYTES = 32 * 1024 * 1024
 """Devices send at QoS 1; what comes without is somebody else's, and may be dropped."""
 _SMALL = 0.25
@@ -122,6 +122,7 @@ class AggregatorService:
         self._finding_told = (0, "")
         self._reassembly = Reassembly(self._max_update_bytes)
         self._session = 0
+        self._working_on = 0
         self._steps_published = 0
         self._catalogue_published = False
         self._broker_gone = False
@@ -261,6 +262,7 @@ class AggregatorService:
                 batch.append(self._events.get_nowait())
         except queue.Empty:
             pass
+        self._working_on = len(batch)
         return batch
 
     def _work_on(self, events: list[LinkEvent]) -> None:
@@ -319,8 +321,11 @@ class AggregatorService:
             _LOG.debug("%d devices seen", self._core.population)
 
     def _load(self) -> float:
-        """Give how full the queue is, 0 to 1."""
-        return self._events.qsize() / QUEUE_EVENTS
+        """Give how much of what a broker has under way for us waits here, 0 to 1.
+
+        At 1 more waits at the broker, however much: its own queue cannot be seen from here.
+        """
+        return min(1.0, (self._working_on + self._events.qsize()) / WINDOW_EVENTS)
 
     def _due(self, refusals: list[str]) -> list[Command]:  # noqa: ARG002 - workers find some only here
         """Do what is due after a batch's messages."""

@@ -512,6 +512,55 @@ def test_full_queue_refuses_messages_but_not_what_happened_to_the_connection(
     assert [events.get_nowait(), events.get_nowait()] == [message, Lost("gone")]
 
 
+@pytest.mark.parametrize("limit", ["_RESTING_EVENTS", "_RESTING_BYTES"])
+def test_queue_has_no_room_from_its_limit_on_until_half_is_taken(
+    limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So the network is read again only when it is worth it."""
+    monkeypatch.setattr(f"broker.connection.{limit}", 4)
+    events = EventQueue()
+    for number in range(4):
+        assert events.wait_for_room(0.0)
+        events.put_nowait(Received("t", b"1", number, 1, 1))
+
+    assert not events.wait_for_room(0.0)
+    events.get_nowait()
+    assert not events.wait_for_room(0.0)
+    events.get_nowait()
+    assert events.wait_for_room(0.0)
+
+
+@pytest.mark.mqtt
+def test_broker_keeps_what_there_is_no_room_for(
+    mosquitto: RunningBroker, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody takes events: reading stops near the limit. Once they are taken, everything comes, in order."""
+    monkeypatch.setattr("broker.connection._RESTING_EVENTS", 10)
+    events, topic = EventQueue(), Topic(f"{name}/flood")
+    connection = Connection(mosquitto.address, name, events)
+    connection.start()
+    try:
+        assert isinstance(events.get(timeout=PATIENCE_S), Connected)
+        connection.subscribe([Filter(topic)])
+        connection.publish(topic, b"it delivers")
+        connection.acknowledge(wait_for(events, Received))
+        with Peer(mosquitto.address, f"{name}-peer") as peer:
+            for number in range(60):
+                peer.publish(topic, number.to_bytes(2, "big") + bytes(50_000))
+        waited = events.qsize()
+        found: list[int] = []
+        while len(found) < 60:
+            event = events.get(timeout=PATIENCE_S)
+            assert isinstance(event, Received)
+            found.append(int.from_bytes(event.payload[:2], "big"))
+            connection.acknowledge(event)
+    finally:
+        connection.stop()
+
+    assert waited < 30
+    assert found == list(range(60))
+
+
 def test_queue_takes_so_many_bytes_of_what_the_broker_does_not_hold_back() -> None:
     """Of QoS 0 any number may be under way; of QoS 1 the broker sends the next after an acknowledgement."""
     events = EventQueue(loose_bytes=10)

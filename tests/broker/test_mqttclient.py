@@ -4,6 +4,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from itertools import count
+from threading import Event
 
 import pytest
 
@@ -19,7 +20,7 @@ def pair() -> Iterator[Pair]:
     ours.settimeout(0.0)
     theirs.settimeout(10.0)
     with closing(ours), closing(theirs):
-        yield BufferedSocket(ours), theirs
+        yield BufferedSocket(ours, lambda _: True), theirs
 
 
 def test_bytes_come_in_whatever_pieces_are_asked_for(pair: Pair) -> None:
@@ -84,3 +85,18 @@ def test_failed_write_is_told_by_the_next_read(pair: Pair) -> None:
     assert buffered.pending()
     with pytest.raises(OSError, match="ipe"):
         buffered.recv(1)
+
+
+def test_nothing_is_received_while_there_is_no_room_for_it() -> None:
+    """It waits in the system, and at the other side."""
+    ours, theirs = socket.socketpair()
+    ours.settimeout(0.0)
+    with closing(ours), closing(theirs):
+        room = Event()
+        buffered = BufferedSocket(ours, lambda _: room.is_set())
+        theirs.sendall(b"abc")
+
+        with pytest.raises(BlockingIOError):
+            buffered.recv(1)
+        room.set()
+        assert buffered.recv(9) == b"abc"

@@ -18,11 +18,12 @@ from broker.address import BrokerAddress
 from broker.aggregator import service as service_module
 from broker.aggregator.catalogue_changes import parse_change
 from broker.aggregator.config import AggregatorConfig
-from broker.aggregator.directory import DATABASE_NAME, load_config, open_store
+from broker.aggregator.directory import CONFIG_NAME, DATABASE_NAME, load_config, open_store
+from broker.aggregator.pacing import MOST_SLOWED
 from broker.aggregator.service import BATCH_EVENTS, AggregatorService
 from broker.aggregator.store.interface import Batch, Ledger
 from broker.aggregator.store.sqlite import SqliteStore
-from broker.connection import Connected, EventSink, LinkEvent, Lost, Received
+from broker.connection import WINDOW_EVENTS, Connected, EventSink, LinkEvent, Lost, Received
 from broker.errors import DiskFullError, RefusedError
 from broker.protocol.chunks import cut
 from broker.protocol.encodings import SparseChange
@@ -330,6 +331,29 @@ def test_update_of_while_the_aggregator_was_away_is_answered_later(
             assert device.receipt().verdict == "accepted"
 
 
+@pytest.mark.mqtt
+def test_backlog_beyond_the_broker_s_window_is_taken_whole(
+    mosquitto: RunningBroker, fleet: str, tmp_path: Path
+) -> None:
+    """What was sent while nobody took it is accepted and counted once, each, however much it is."""
+    config = AggregatorConfig(fleet=fleet, buffer=64, max_staleness=100, population=4)
+    path = make_directory(tmp_path / "aggregator", config)
+    count = WINDOW_EVENTS + 200
+    with Device(mosquitto.address, fleet) as device:
+        with serving(path, mosquitto.address):
+            head = device.head()
+        for seq in range(1, count + 1):
+            device.publish(device.topics.update("pi"), encode(an_update_for(head, seq)))
+
+        with serving(path, mosquitto.address):
+            receipts = [device.receipt() for _ in range(count)]
+
+    assert {receipt.verdict for receipt in receipts} == {"accepted"}
+    assert sorted(receipt.seq for receipt in receipts) == list(range(1, count + 1))
+    ledger = ledger_of(path)
+    assert ledger.counted + ledger.pending == count
+
+
 def test_broker_that_refuses_ends_the_service_with_a_sentence(path: Path) -> None:
     """Wrong credentials are not tried again for ever."""
     said: list[str] = []
@@ -586,6 +610,27 @@ def test_flood_is_worked_off_in_batches_and_acknowledged_whole(run: Run, tmp_pat
     assert verdicts == ["accepted"] + ["duplicate"] * (BATCH_EVENTS + 9)
     assert recorder.order.count("commit") == 2
     assert ledger_of(tmp_path / "aggregator").duplicates == BATCH_EVENTS + 9
+
+
+def test_devices_are_slowed_while_a_broker_s_window_is_full_and_nothing_is_lost(
+    run: Run, tmp_path: Path
+) -> None:
+    """Each update of a flood is accepted; it tells its device to come back up to 16 times as late."""
+    settings = tmp_path / "aggregator" / CONFIG_NAME
+    settings.write_text(settings.read_text().replace("buffer = 2", "buffer = 1000"))
+    flood = arrivals(tmp_path / "aggregator", *range(1, 2 * BATCH_EVENTS + 400))
+    afterwards = arrivals(tmp_path / "aggregator", 10_000)
+
+    recorder, _ = run(flood, [], [], afterwards)
+
+    receipts = recorder.receipts()
+    assert [receipt.verdict for receipt in receipts] == ["accepted"] * (len(flood) + 1)
+    told = [receipt.check_in_s for receipt in receipts]
+    assert set(told[:BATCH_EVENTS]) == {30.0 * MOST_SLOWED}
+    assert 30.0 < told[-2] < 30.0 * MOST_SLOWED
+    assert told[-1] == 30.0
+    ledger = ledger_of(tmp_path / "aggregator")
+    assert (ledger.counted + ledger.pending, ledger.duplicates) == (len(flood) + 1, 0)
 
 
 @pytest.mark.parametrize("fleet", ["recorded", "another"])
