@@ -31,6 +31,7 @@ from edge.guards import Permission, Reading, permission, unknown_facts
 from edge.holding import Holding
 from edge.personal import Personal, make_update
 from edge.quality import compare
+from edge.releasefetch import ReleaseFetch
 from edge.scorer import available_scorer_name
 from edge.session import (
     Activity,
@@ -115,6 +116,7 @@ class Agent:
         self._download: Download | None = None
         self._broken: Download | None = None
         self._asked_for: list[Filter] = []
+        self._release = ReleaseFetch(store.path.parent, config, self._topics)
         self._events = EventQueue()
         self._connections_before = int(store.fact("connection") or 0)
         self._connection_number = self._connections_before
@@ -159,6 +161,7 @@ class Agent:
                 self._look_for_interactions(now)
                 self._look_at_guards(now)
                 self._carry_out(self._session.tick(now))
+                self._fetch_release(now)
                 self._complain_without_head(now)
                 self._bulletin.tell(
                     self._session,
@@ -243,6 +246,7 @@ class Agent:
                     self._say(f"{reason}; trying again until it is back")
                 self._broker_gone = True
                 self._no_head_at = None
+                self._release.lost()
                 self._break_download()
                 self._carry_out(self._session.lost())
             case Refused(reason):
@@ -266,6 +270,7 @@ class Agent:
             head = decode(message.payload, Head)
             if self._trust.check(head):
                 self._store.set_facts(**{HEAD_KEY: self._trust.met_key})
+            self._release.offered(head.offer)
             self._carry_out(self._session.head_received(head, now))
         elif address.kind == "receipt" and address.device == self._config.device_id:
             self._carry_out(self._session.receipt_received(decode(message.payload, Receipt), now))
@@ -277,6 +282,18 @@ class Agent:
                 self._session.download_progressed(now)
             if complete:
                 self._finish_download(self._download, now)
+
+        elif address.kind == "release":
+            self._release.add(address, decode(message.payload, Chunk), now)
+
+    def _fetch_release(self, now: float) -> None:
+        if not self._connection.connected:
+            return
+        before, asked = self._release.look(now, may_transfer=self._session.may_transfer)
+        if before:
+            self._connection.unsubscribe(before)
+        if asked:
+            self._connection.subscribe(asked, qos=0)
 
     def _finish_download(self, download: Download, now: float) -> None:
         self._end_download()
@@ -387,6 +404,7 @@ class Agent:
             self._events = EventQueue()
             self._connection = self._make_connection()
             self._no_head_at = self._download = None
+            self._release.lost()
             self._carry_out(self._session.lost())
             self._connection.start()
 

@@ -128,6 +128,9 @@ class DeviceConfig:
         default=False,
         help_text="Whether a release may bring a program that start runs to see whether it works.",
     )
+    update_groups: str = option(
+        "", "Groups of devices that this one is in, with commas between: they get releases first."
+    )
     update_trial_s: float = option(
         60.0, "Seconds that a release must run with the broker reached to be kept; ten times as long without."
     )
@@ -154,6 +157,8 @@ class DeviceConfig:
                 f"update_max_mb is {self.update_max_mb}; it must be above 0 and at most "
                 f"{MAX_BUNDLE_BYTES / 1e6:.0f}"
             )
+        for group in self.groups:
+            checked_id(group, "update_groups: the group")
         if not 0.0 <= self.update_trial_s <= _LONGEST_TRIAL_S:
             raise ParameterError(
                 f"update_trial_s is {self.update_trial_s}; it must lie between 0 and {_LONGEST_TRIAL_S:.0f}"
@@ -204,6 +209,11 @@ class DeviceConfig:
         """Whether home automation's broker is the fleet's, as far as the two addresses tell."""
         home = self.home_address
         return home is not None and _place(home) == _place(self.address)
+
+    @property
+    def groups(self) -> frozenset[str]:
+        """The groups of devices that this one is in."""
+        return frozenset(name.strip() for name in self.update_groups.split(",") if name.strip())
 
     @property
     def scorer_choice(self) -> Literal["auto", "tflite", "numpy"]:

@@ -38,11 +38,7 @@ def admit(signed: SignedManifest, config: DeviceConfig, state: SlotState) -> Non
     BundleUntrustedError, BundleForeignError, BundleOlderError, BundleUnfitError
     """
     manifest, keys = signed.manifest, read_release_keys(config)
-    if not keys:
-        raise ConfigError(
-            "this device takes no releases: it has no release key; set release_keys in config.toml to the "
-            "release_key.pub that firmware-tools bundle key has made"
-        )
+    require_keys(keys)
     place = signer_of(signed, keys)
     names = [key.hex() for key in keys]
     # A file of other keys is the owner's decision; what was met with old ones says nothing about it.
@@ -51,6 +47,20 @@ def admit(signed: SignedManifest, config: DeviceConfig, state: SlotState) -> Non
     require_fleet(manifest, config.fleet)
     _require_newer(manifest, state)
     _require_fit(manifest, config)
+
+
+def require_keys(keys: tuple[bytes, ...]) -> None:
+    """Refuse to take any release without keys to believe.
+
+    Raises
+    ------
+    ConfigError
+    """
+    if not keys:
+        raise ConfigError(
+            "this device takes no releases: it has no release key; set release_keys in config.toml to the "
+            "release_key.pub that firmware-tools bundle key has made"
+        )
 
 
 def _require_newer(manifest: Manifest, state: SlotState) -> None:

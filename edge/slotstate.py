@@ -55,6 +55,8 @@ class SlotState:
         The release that was rolled back last; 0: none was.
     reason : str
         Why.
+    asked : bool
+        The owner wants what the fleet offers, whomever it is for.
     """
 
     active: Slot | None = None
@@ -68,6 +70,7 @@ class SlotState:
     key: str = ""
     failed: int = 0
     reason: str = ""
+    asked: bool = False
 
     @property
     def on_trial(self) -> bool:
@@ -88,7 +91,7 @@ class SlotState:
 
     def filled(self, release: int) -> "SlotState":
         """The spare slot has a whole release, which the next start tries."""
-        return replace(self, holding="trial", spare_release=release, attempts=ATTEMPTS)
+        return replace(self, holding="trial", spare_release=release, attempts=ATTEMPTS, asked=False)
 
     def booted(self) -> "SlotState":
         """A start begins: with the trial if it has an attempt left, else with the active release."""
@@ -122,6 +125,14 @@ class SlotState:
     def rolled_back(self, reason: str) -> "SlotState":
         """The trial has not worked."""
         return replace(self.emptied(), failed=self.spare_release, reason=reason[:_MOST_REASON])
+
+    def refused(self, release: int, reason: str) -> "SlotState":
+        """A release that was offered is not taken: it is not fetched again, unless it is asked for."""
+        return replace(self, failed=release, reason=reason[:_MOST_REASON], asked=False)
+
+    def wished(self) -> "SlotState":
+        """The owner asks for what is on offer; also for what has failed before."""
+        return replace(self, asked=True, failed=0, reason="")
 
     def lost(self, reason: str) -> "SlotState":
         """The active release's files are damaged: back to the one of before, or to what ships."""

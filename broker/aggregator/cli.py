@@ -19,6 +19,7 @@ from broker.aggregator.devicecommand import DEVICE_DAYS, device, keys
 from broker.aggregator.enrolcommand import enrol
 from broker.aggregator.itemscommand import items
 from broker.aggregator.options import DIRECTORY, JSON
+from broker.aggregator.releasecommand import release
 from broker.commandline import Duration, Identifier, echo_facts, echo_json, report, run, say
 from broker.embedded import choose_broker, own_broker
 from broker.errors import ConfigError, PFedRecError
@@ -198,6 +199,7 @@ def start(
     from broker.aggregator.admission import Admission
     from broker.aggregator.devicelists import FollowedLists
     from broker.aggregator.directory import BROKER_NAME, load_config, open_store, require_shareable
+    from broker.aggregator.offering import Offering
     from broker.aggregator.recovery import serve_with
     from broker.journal import set_level, set_up_logging
     from broker.servicing import Service
@@ -231,6 +233,7 @@ def start(
         def serve(store: "SqlStore") -> None:
             with _serving(store, worker) as make_service:
                 aggregator = make_service(config, store, address, say, watch, sign, admission)
+                aggregator.offering = Offering(directory)
 
                 def turn() -> None:
                     each_turn()
@@ -496,6 +499,7 @@ for command in storecommands.COMMANDS:
 cli.add_command(device)
 cli.add_command(keys)
 cli.add_command(enrol)
+cli.add_command(release)
 cli.add_command(
     install_service(
         "edge-aggregator",

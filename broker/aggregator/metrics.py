@@ -21,7 +21,7 @@ from broker.protocol.messages import Verdict
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 FINDINGS = ("good", "bad", "unjudged")
-KINDS = ("head", "snapshot", "delta", "catalogue", "receipt")
+KINDS = ("head", "snapshot", "delta", "catalogue", "release", "receipt")
 _STALENESS = (0, 1, 2, 3, 5, 8, 13, 21, 34)
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _MESSAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)

@@ -111,6 +111,7 @@ def access_rules(authority: Authority) -> str:
         fleet.catalogue_filter,
         f"{ROOT}/{authority.fleet}/snapshot/+/+",
         f"{ROOT}/{authority.fleet}/delta/+/+",
+        f"{ROOT}/{authority.fleet}/release/+/+",
     ):
         lines.append(f"pattern read {everyone}")
     return "\n".join([*lines, ""])

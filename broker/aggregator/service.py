@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from broker.address import BrokerAddress
 from broker.aggregator.admission import Admission
@@ -45,12 +45,23 @@ from broker.connection import (
     Received,
     Refused,
 )
-from broker.errors import DataError, InputError, ParameterError, ProtocolError, RateLimitError, RefusedError
+from broker.errors import (
+    DataError,
+    InputError,
+    ParameterError,
+    PFedRecError,
+    ProtocolError,
+    RateLimitError,
+    RefusedError,
+)
 from broker.protocol.catalogue import Catalogue
 from broker.protocol.chunks import CHUNK_BYTES, chunk_count
 from broker.protocol.encodings import ENCODINGS
 from broker.protocol.messages import Chunk, Head, Quality, Receipt, Status, Update, decode, encode
 from broker.protocol.topics import ROOT, Address, Filter, FleetTopics, Topic
+
+if TYPE_CHECKING:
+    from broker.aggregator.offering import Offering
 
 _LOG = logging.getLogger(__name__)
 
@@ -126,6 +137,7 @@ class AggregatorService:
         self._steps_published = 0
         self._catalogue_published = False
         self._broker_gone = False
+        self.offering: Offering | None = None  # the release on offer, for whoever serves a directory
         self._watch.began(self)
 
     @property
@@ -230,6 +242,7 @@ class AggregatorService:
                 if self._broker_gone or not events:
                     require_broker()
                 self._work_on(events)
+                self._offer_release()
         finally:
             self._connection.stop()
 
@@ -536,8 +549,30 @@ class AggregatorService:
         for version, chunk in self._publication.step_chunks(self._steps_published):
             self._send(self._topics.delta(version, chunk.index), encode(chunk), "delta")
         self._steps_published = head.version
+        self._publish_head(head)
+
+    def _publish_head(self, head: Head) -> None:
+        if self.offering is not None:
+            head = replace(head, offer=self.offering.named)
         self._send(self._topics.head, encode(head if self._sign is None else self._sign(head)), "head")
         self._head_published = True
+
+    def _offer_release(self) -> None:
+        """Publish a few chunks of the release on offer, and name it once all are out."""
+        offering = self.offering
+        if offering is None or not (self._head_published and self._connection.connected):
+            return
+        try:
+            named = offering.named
+            changed = offering.look(time.monotonic())
+            for slot, chunk in offering.chunks():
+                self._send(self._topics.release(slot, chunk.index), encode(chunk), "release")
+        except PFedRecError as error:
+            self._say(f"the release is not offered: {error}")
+            return
+        if changed or offering.named != named:
+            head, _ = self._publication.of(self._core, self._session)
+            self._publish_head(head)
 
     def _publish_catalogue(self) -> None:
         if self._catalogue_published:
@@ -553,6 +588,8 @@ class AggregatorService:
         self._broker_gone = False
         self._session = self._number_of_session()
         self._steps_published = 0
+        if self.offering is not None:
+            self.offering.begin()
         self._watch.connected()
         self._connection.subscribe(self._filters())
         self._catalogue_published = False

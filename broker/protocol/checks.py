@@ -58,7 +58,11 @@ def require_bytes(message: object, name: str, low: int, high: int) -> None:
 
 def require_identifier(message: object, name: str) -> None:
     """Refuse what cannot name a fleet, a device or an encoding."""
-    value = getattr(message, name)
+    require_name(getattr(message, name), name)
+
+
+def require_name(value: object, name: str) -> None:
+    """Refuse a value that cannot name a fleet, a device, an encoding or a group."""
     try:
         checked_id(value if type(value) is str else "", name)
     except ParameterError:

@@ -7,6 +7,7 @@ written down in ``docs/protocol.cddl`` and changes with the version in the topic
 
 import hashlib
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar, get_args
@@ -21,6 +22,7 @@ from broker.protocol.checks import (
     require_choice,
     require_identifier,
     require_integer,
+    require_name,
     require_real,
     require_text,
     shown,
@@ -41,6 +43,7 @@ MAX_TRANSFER_BYTES = 1 << 30
 MAX_REASON_BYTES = 400
 DIGEST_PREFIX_BYTES = 8
 MAX_DELTAS = 8
+MAX_GROUPS = 16
 MAX_LOSS = 1e6
 
 Verdict = Literal["accepted", "duplicate", "stale", "rejected"]
@@ -138,6 +141,53 @@ class Delta:
         require_bytes(self, "digest", DIGEST_PREFIX_BYTES, DIGEST_PREFIX_BYTES)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Offer:
+    """A release on offer (`broker.protocol.releases`), and whom it is offered to.
+
+    Attributes
+    ----------
+    release : int
+        Its number.
+    size : int
+        Bytes of its bundle.
+    sha256 : bytes
+        Of its bundle.
+    percent : int
+        The share of all devices that it is for, drawn by the release's number and the device's id.
+    groups : tuple of str
+        Besides: all devices that count themselves among one of these.
+    """
+
+    release: int
+    size: int
+    sha256: bytes
+    percent: int
+    groups: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        require_integer(self, "release", 1, MAX_SEQ)
+        require_integer(self, "size", 1, MAX_TRANSFER_BYTES)
+        require_bytes(self, "sha256", 32, 32)
+        require_integer(self, "percent", 0, 100)
+        if type(self.groups) is not tuple or len(self.groups) > MAX_GROUPS:
+            raise SchemaError(f"groups must be a list of at most {MAX_GROUPS} names")
+        for name in self.groups:
+            require_name(name, "each of groups")
+
+    @property
+    def slot(self) -> int:
+        """Where the bundle's chunks are; the next release goes to the other one."""
+        return self.release % 2
+
+    def reaches(self, device: str, groups: AbstractSet[str] = frozenset()) -> bool:
+        """Tell whether it is for a device: the same answer as long as the share does not shrink."""
+        if groups & set(self.groups):
+            return True
+        digest = hashlib.sha256(f"release/{self.release}/{device}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") * 100 < self.percent * 2**64
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Head:
     """The manifest of the newest published version; retained.
@@ -166,6 +216,8 @@ class Head:
     w : ndarray, shape (dim,), float32
     b : float
         The score function that a new device starts from.
+    offer : Offer or None
+        A release on offer; on the wire only where there is one.
     signature : bytes or None
         Room for Ed25519 over the other fields.
     """
@@ -187,6 +239,7 @@ class Head:
     w: Floats
     b: float
     deltas: tuple[Delta, ...] = ()
+    offer: Offer | None = None
     signature: bytes | None = None
 
     def __post_init__(self) -> None:
@@ -226,6 +279,8 @@ class Head:
             for number, delta in enumerate(self.deltas)
         ):
             raise SchemaError("deltas must be the steps to the newest versions, in order")
+        if self.offer is not None and type(self.offer) is not Offer:
+            raise SchemaError("offer must be a map")
         if self.signature is not None:
             require_bytes(self, "signature", 64, 64)
 
@@ -448,7 +503,7 @@ _M = TypeVar("_M", bound="Message")
 _KINDS: tuple[type[Message], ...] = (Head, Chunk, Status, Update, Receipt, Quality)
 _MESSAGES: dict[str, type[Message]] = {kind.TYPE: kind for kind in _KINDS}
 _NAMES: dict[type, tuple[str, ...]] = {
-    kind: tuple(f.name for f in fields(kind)) for kind in (*_KINDS, Plan, Delta)
+    kind: tuple(f.name for f in fields(kind)) for kind in (*_KINDS, Plan, Delta, Offer)
 }
 
 
@@ -460,6 +515,11 @@ def encode(message: Message) -> bytes:
         content["plan"] = {name: getattr(message.plan, name) for name in _NAMES[Plan]}
         if not message.plan.guard:  # ends of before there was a guard would refuse it
             del content["plan"]["guard"]
+        if message.offer is None:  # the same
+            del content["offer"]
+        else:
+            content["offer"] = {name: getattr(message.offer, name) for name in _NAMES[Offer]}
+            content["offer"]["groups"] = list(message.offer.groups)
         content["deltas"] = [
             {name: getattr(delta, name) for name in _NAMES[Delta]} for delta in message.deltas
         ]
@@ -539,6 +599,8 @@ def decode(payload: bytes, *expected: type[_M], max_bytes: int = wire.MAX_MESSAG
     kind = _MESSAGES.get(name) if type(name) is str else None
     if kind is None or kind not in expected:
         raise SchemaError(f"the type is {shown(name)}; expected {' or '.join(k.TYPE for k in expected)}")
+    if kind is Head:
+        content["offer"] = _offer(content["offer"]) if "offer" in content else None
     _require_fields(content, kind)
     if kind is Head:
         if isinstance(content["deltas"], list):
@@ -548,6 +610,15 @@ def decode(payload: bytes, *expected: type[_M], max_bytes: int = wire.MAX_MESSAG
             _require_fields(content["plan"], Plan)
             content["plan"] = Plan(**content["plan"])
     return kind(**content)
+
+
+def _offer(content: Any) -> Offer:
+    if not isinstance(content, dict):
+        raise SchemaError("offer must be a map")
+    _require_fields(content, Offer)
+    if isinstance(content["groups"], list):
+        content["groups"] = tuple(content["groups"][: MAX_GROUPS + 1])
+    return Offer(**content)
 
 
 def _delta(content: Any) -> Any:

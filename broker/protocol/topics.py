@@ -85,6 +85,10 @@ class FleetTopics:
         """All chunks of the catalogue."""
         return Filter(f"{ROOT}/{self.fleet}/catalogue/+")
 
+    def release(self, slot: int, chunk: int) -> Topic:
+        """Retained: one chunk of the bundle of the release on offer, in one of two slots."""
+        return Topic(f"{ROOT}/{self.fleet}/release/{slot}/{chunk}")
+
     def status(self, device: str) -> Topic:
         """Retained: a device is online or, by its last will, offline."""
         return Topic(f"{ROOT}/{self.fleet}/device/{checked_id(device, 'the device id')}/status")
@@ -156,6 +160,8 @@ class FleetTopics:
                 return Address("snapshot", slot=int(slot), chunk=int(chunk))
             case ["delta", slot, chunk] if _INDEX.fullmatch(slot) and _INDEX.fullmatch(chunk):
                 return Address("delta", slot=int(slot), chunk=int(chunk))
+            case ["release", slot, chunk] if _INDEX.fullmatch(slot) and _INDEX.fullmatch(chunk):
+                return Address("release", slot=int(slot), chunk=int(chunk))
             case ["catalogue", chunk] if _INDEX.fullmatch(chunk):
                 return Address("catalogue", chunk=int(chunk))
             case ["device", device, ("status" | "update" | "receipt" | "quality" | "part") as kind] if (

@@ -200,6 +200,7 @@ def test_revoked_certificate_is_refused_and_others_are_taken(fleet: Fleet) -> No
         TOPICS.quality("victim"),
         TOPICS.head,
         TOPICS.snapshot(0, 0),
+        TOPICS.release(0, 0),
         TOPICS.delta(1, 0),
         TOPICS.catalogue(0),
         Topic("pfedrec/1/other/device/spy/update"),

@@ -8,6 +8,7 @@ tests. They are written once for a protocol version, by::
 and again only when `broker.protocol.topics.PROTOCOL_VERSION` grows.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,18 @@ import numpy as np
 from broker.protocol.chunks import cut
 from broker.protocol.deltas import delta_bytes
 from broker.protocol.encodings import ENCODINGS, Change, FactoredChange, SparseChange
-from broker.protocol.messages import Delta, Head, Message, Plan, Quality, Receipt, Status, Update, encode
+from broker.protocol.messages import (
+    Delta,
+    Head,
+    Message,
+    Offer,
+    Plan,
+    Quality,
+    Receipt,
+    Status,
+    Update,
+    encode,
+)
 from broker.protocol.versions import catalogue_bytes, sha256, table_bytes
 
 FOLDER = Path(__file__).parents[2] / "data" / "protocol"
@@ -82,8 +94,11 @@ def _update(encoding: str, seq: int, change: Change = _CHANGE) -> Update:
     )
 
 
+OFFER = Offer(release=7, size=300_000, sha256=sha256(b"a bundle"), percent=10, groups=("beta", "lab"))
+
 GOLDEN: dict[str, Message] = {
     "head": HEAD,
+    "head-offer": replace(HEAD, offer=OFFER),
     "chunk": next(cut(_TABLE_BYTES, sha256(_TABLE_BYTES))),
     "status": Status(
         online=True,

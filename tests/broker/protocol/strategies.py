@@ -16,6 +16,7 @@ from broker.protocol.encodings import ENCODINGS, SparseChange
 from broker.protocol.messages import (
     MAX_CHUNKS,
     MAX_DELTAS,
+    MAX_GROUPS,
     MAX_ITEMS_IN_CATALOGUE,
     MAX_LOSS,
     MAX_REASON_BYTES,
@@ -27,6 +28,7 @@ from broker.protocol.messages import (
     Delta,
     Head,
     Message,
+    Offer,
     Plan,
     Quality,
     Receipt,
@@ -103,6 +105,18 @@ def plans(draw: st.DrawFn) -> Plan:
     )
 
 
+def offers() -> st.SearchStrategy[Offer]:
+    """Releases on offer."""
+    return st.builds(
+        Offer,
+        release=st.integers(1, MAX_SEQ),
+        size=st.integers(1, MAX_TRANSFER_BYTES),
+        sha256=digests,
+        percent=st.integers(0, 100),
+        groups=st.lists(identifiers, max_size=MAX_GROUPS).map(tuple),
+    )
+
+
 @st.composite
 def heads(draw: st.DrawFn) -> Head:
     """Heads."""
@@ -135,6 +149,7 @@ def heads(draw: st.DrawFn) -> Head:
             )
             for number in range(n_deltas)
         ),
+        offer=draw(st.none() | offers()),
         signature=draw(st.none() | st.binary(min_size=64, max_size=64)),
     )
 

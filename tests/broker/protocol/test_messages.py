@@ -17,13 +17,14 @@ from broker.protocol.messages import (
     Chunk,
     Head,
     Message,
+    Offer,
     Plan,
     Quality,
     Receipt,
     Status,
     Update,
 )
-from tests.broker.protocol.golden import GOLDEN, HEAD
+from tests.broker.protocol.golden import GOLDEN, HEAD, OFFER
 from tests.broker.protocol.strategies import plans
 from trainer.params import Hyperparameters
 from trainer.taste import TasteSettings
@@ -88,7 +89,7 @@ IDENTIFIERS: list[object] = [
     ["a"],
 ]
 
-REFUSED: list[tuple[Message | Plan, str, list[object]]] = [
+REFUSED: list[tuple[Message | Plan | Offer, str, list[object]]] = [
     (PLAN, "lr", real(0.0, 1e9)),
     (PLAN, "item_lr", real(0.0, 1e9)),
     (PLAN, "negatives", integer(1, 1000)),
@@ -133,6 +134,12 @@ REFUSED: list[tuple[Message | Plan, str, list[object]]] = [
     ),
     (HEAD, "b", real(-1e30, 1e30)),
     (HEAD, "deltas", [None, [], [1], (HEAD.version,), (None,), HEAD.deltas[:1], HEAD.deltas[::-1]]),
+    (HEAD, "offer", [{}, 1, "offer", PLAN, HEAD]),
+    (OFFER, "release", integer(1, MAX_SEQ)),
+    (OFFER, "size", integer(1, MAX_TRANSFER_BYTES)),
+    (OFFER, "sha256", octets(32, 32)),
+    (OFFER, "percent", integer(0, 100)),
+    (OFFER, "groups", [None, ["beta"], "beta", (1,), ("a/b",), ("",), ("beta",) * 17]),
     (HEAD, "signature", [value for value in octets(64, 64) if value is not None]),
     (CHUNK, "digest", octets(8, 8)),
     (CHUNK, "index", integer(0, 0)),
@@ -211,7 +218,7 @@ def test_every_field_has_refused_values() -> None:
     """The table above has no gap."""
     expected = {
         (kind.__name__, name)
-        for kind in (Plan, Head, Chunk, Status, Update, Receipt, Quality)
+        for kind in (Plan, Offer, Head, Chunk, Status, Update, Receipt, Quality)
         for name in kind.__dataclass_fields__
         if name != "TYPE"
     }
@@ -287,3 +294,30 @@ def test_plan_has_hyperparameters(plan: Plan) -> None:
         decay=plan.decay,
     )
     assert plan.taste == TasteSettings(recency=plan.taste_recency, strength=plan.taste_strength)
+
+
+def test_offer_reaches_a_share_of_devices_that_only_grows() -> None:
+    """About as many as it says; who is in stays in; another release has others first."""
+    devices = [f"pi-{number}" for number in range(2000)]
+
+    def reached(release: int, percent: int) -> set[str]:
+        offer = replace(OFFER, release=release, percent=percent)
+        return {device for device in devices if offer.reaches(device)}
+
+    before: set[str] = set()
+    for percent in (0, 1, 10, 50, 99, 100):
+        now = reached(7, percent)
+        assert before <= now
+        assert abs(len(now) - 20 * percent) <= 3 * 2000**0.5
+        before = now
+    assert reached(7, 0) == set()
+    assert reached(7, 100) == set(devices)
+    assert reached(7, 10) != reached(8, 10)
+
+
+def test_offer_reaches_all_of_a_group() -> None:
+    """Whatever the share."""
+    offer = replace(OFFER, percent=0)
+    assert offer.reaches("pi-1", {"attic", "lab"})
+    assert not offer.reaches("pi-1", {"attic"})
+    assert not offer.reaches("pi-1")
