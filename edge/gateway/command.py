@@ -32,8 +32,8 @@ def gateway(directory: Path, ports: tuple[str, ...], baud: int, *, verbose: bool
 
     \b
     Example:
-      edge-client init --dir boards/stove --device-id stove --fleet shop --broker mqtt://192.168.1.10:1883
-      edge-client gateway --dir boards --serial /dev/ttyACM0
+      edge-client init --dir me/stove --device-id stove --fleet shop --broker mqtt://192.168.1.10:1883
+      edge-client gateway --dir me --serial /dev/ttyACM0
     """
     from broker.errors import InputError
     from broker.journal import set_up_logging
