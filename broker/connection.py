@@ -42,8 +42,8 @@ QUEUE_EVENTS = 20_000
 WINDOW_EVENTS = 1_000
 """What mosquitto, as the project runs it, is to have under way for a client. Release 2.0.11 keeps to it only
 until the first acknowledgement; then it sends all that it has."""
-_RESTING_EVENTS = 4 * WINDOW_EVENTS
-_RESTING_BYTES = 64 * 1024 * 1024
+_RESTING_EVENTS = 2 * WINDOW_EVENTS
+_RESTING_BYTES = 32 * 1024 * 1024
 """A queue that has either is not read for until half of it is worked off: the rest waits at the broker."""
 KEEPALIVE_S = 30
 _MAX_IN_FLIGHT = 0

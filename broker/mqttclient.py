@@ -9,6 +9,7 @@ this is paho as it was.
 """
 
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
@@ -21,6 +22,8 @@ _WRITE_BYTES: Final = 64 * 1024
 """What waits to go out beyond this, paho keeps."""
 _WAIT_FOR_ROOM_S: Final = 0.05
 """What is to be sent waits as long at most."""
+_LONGEST_REST_S: Final = 10.0
+"""Then something is read all the same: paho takes a broker for gone that is not heard for two keepalives."""
 _PACKETS_AT_ONCE: Final = 64
 """Packets read before it is the turn of those to write."""
 _WOULD_BLOCK: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
@@ -45,6 +48,7 @@ class BufferedSocket:
         self._received = self._room[:0]
         self._unsent = bytearray()
         self._error: OSError | None = None
+        self._read_at = time.monotonic()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)
@@ -60,9 +64,11 @@ class BufferedSocket:
         if not self._received:
             if self._error is not None:
                 raise self._error
-            if not self._wait_for_room(_WAIT_FOR_ROOM_S):
+            rested_s = time.monotonic() - self._read_at
+            if not self._wait_for_room(_WAIT_FOR_ROOM_S) and rested_s < _LONGEST_REST_S:
                 raise BlockingIOError
             self._received = self._room[: self._sock.recv_into(self._room)]
+            self._read_at = time.monotonic()
         given, self._received = bytes(self._received[:size]), self._received[size:]
         return given
 

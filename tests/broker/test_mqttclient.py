@@ -100,3 +100,17 @@ def test_nothing_is_received_while_there_is_no_room_for_it() -> None:
             buffered.recv(1)
         room.set()
         assert buffered.recv(9) == b"abc"
+
+
+def test_something_is_received_now_and_then_without_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Or a broker would be taken for gone while a long queue is worked off."""
+    monkeypatch.setattr("broker.mqttclient._LONGEST_REST_S", 0.0)
+    ours, theirs = socket.socketpair()
+    ours.settimeout(0.0)
+    with closing(ours), closing(theirs):
+        buffered = BufferedSocket(ours, lambda _: False)
+        theirs.sendall(b"abc")
+
+        assert buffered.recv(9) == b"abc"
