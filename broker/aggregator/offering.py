@@ -28,7 +28,14 @@ from broker.protocol.messages import DIGEST_PREFIX_BYTES, Chunk, Offer
 from broker.protocol.releases import check_files, read_bundle, require_fleet, signer_of
 from broker.protocol.signatures import keys_from_text
 from broker.protocol.versions import sha256
-from broker.storage import make_directory, open_file, read_file, write_atomically
+from broker.storage import (
+    make_directory,
+    named_failures,
+    open_file,
+    read_file,
+    sync_directory,
+    write_atomically,
+)
 
 FOLDER, KEY_NAME = "release", "release_key.pub"
 _BUNDLE, _OFFER = "bundle", "offer.json"
@@ -120,15 +127,36 @@ def change(directory: Path, percent: int | None, groups: tuple[str, ...] | None)
         When nothing is on offer.
     CorruptError, DiskFullError, NotWritableError
     """
-    before = read_offer(directory)
-    if before is None:
-        raise InputError(f"{directory} offers no release; edge-aggregator release publish begins")
+    before = _present(directory)
     offer = replace(
         before,
         percent=before.percent if percent is None else percent,
         groups=before.groups if groups is None else groups,
     )
     write_offer(directory, offer)
+    return offer
+
+
+def withdraw(directory: Path) -> Offer:
+    """Offer nothing any more, so that heads name no release; give what was on offer.
+
+    Raises
+    ------
+    InputError
+        When nothing is on offer.
+    CorruptError, NotWritableError
+    """
+    before = _present(directory)
+    with named_failures(directory / FOLDER / _OFFER):
+        (directory / FOLDER / _OFFER).unlink(missing_ok=True)
+    sync_directory(directory / FOLDER)
+    return before
+
+
+def _present(directory: Path) -> Offer:
+    offer = read_offer(directory)
+    if offer is None:
+        raise InputError(f"{directory} offers no release; edge-aggregator release publish begins")
     return offer
 
 

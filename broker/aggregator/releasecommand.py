@@ -90,6 +90,20 @@ def pause(directory: Path) -> None:
 
 @release.command()
 @DIRECTORY
+def withdraw(directory: Path) -> None:
+    """Name no release in heads any more: devices older than releases refuse a head that names one.
+
+    \b
+    Example:
+      edge-aggregator release withdraw --dir shop
+    """
+    from broker.aggregator import offering
+
+    say(f"release {offering.withdraw(directory).release} is withdrawn; devices that have it keep it")
+
+
+@release.command()
+@DIRECTORY
 @JSON
 def show(directory: Path, *, as_json: bool) -> None:
     """Tell what is on offer, and to whom.

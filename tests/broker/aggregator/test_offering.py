@@ -72,6 +72,22 @@ def test_nothing_on_offer_cannot_be_changed(directory: Path) -> None:
     """It is said what begins."""
     with pytest.raises(InputError, match="release publish"):
         offering.change(directory, 50, None)
+    with pytest.raises(InputError, match="release publish"):
+        offering.withdraw(directory)
+
+
+def test_withdrawn_release_is_named_no_more(directory: Path) -> None:
+    """And may be published again."""
+    offered, bundle = Offering(directory), a_bundle(release=3)
+    publish(directory, bundle)
+    offered.look(1.0)
+    list(offered.chunks())
+    assert offered.named is not None
+    assert offering.withdraw(directory).release == 3
+    assert offered.look(2.0)
+    assert not offered.named
+    assert read_offer(directory) is None
+    assert publish(directory, bundle, first=False).release == 3
 
 
 def test_damaged_offer_is_told(directory: Path) -> None:
