@@ -238,6 +238,9 @@ class Connection:
         ending.start()
         ending.join(_STOP_S)
         self.connected = False
+        if not ending.is_alive():
+            # paho leaves what woke its thread to the garbage collector, which complains of open sockets.
+            self._client._reset_sockets(sockpair_only=True)  # noqa: SLF001
 
     def subscribe(self, filters: list[Filter], *, qos: int = 1) -> None:
         """Subscribe; QoS 0 for what is retained and asked for anew, so that no broker queues it meanwhile."""

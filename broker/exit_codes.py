@@ -35,7 +35,7 @@ class ExitCode(IntEnum):
     NOT_INITIALISED = 20, "The directory was not set up with init."
     ALREADY_INITIALISED = 21, "The directory was set up before; init changes nothing."
     NOT_WRITABLE = 22, "The directory or a file in it cannot be written."
-    IN_USE = 23, "Another process works in the directory."
+    IN_USE = 23, "Another process works in the directory, or serves the fleet."
     DISK_FULL = 24, "No space is left on the device; the state is as before."
     NEWER_VERSION = 25, "A later release wrote the directory; it was left untouched."
     CORRUPT = 26, "A database or model file in the directory is damaged."

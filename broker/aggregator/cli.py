@@ -226,12 +226,14 @@ def start(
         admission, lists = Admission(config.admission), FollowedLists(directory)
         lists.follow(admission)
         follow_register = _register(authority, admission)
-        if config.try_broker and config.broker not in OWN_BROKERS and not config.secure:
-            _try_out(address, config.fleet)
+        _try_out(config, address)
         watch = None if config.metrics_port == 0 else _metrics(config, directory)
+
+        call_others = _roll_call(config, address, worker)
 
         def serve(store: "SqlStore") -> None:
             with _serving(store, worker) as make_service:
+                call_others(store.instance())
                 aggregator = make_service(config, store, address, say, watch, sign, admission)
                 aggregator.offering = Offering(directory)
 
@@ -277,7 +279,23 @@ def _serving(store: "SqlStore", worker: str | None) -> "Iterator[Callable[..., A
             yield partial(WorkerService, name=worker)
 
 
-def _try_out(address: BrokerAddress, fleet: str) -> None:
+def _roll_call(config: AggregatorConfig, address: BrokerAddress, worker: str | None) -> Callable[[int], None]:
+    """Give what refuses, the first time it is called, to serve a fleet that others serve at this broker."""
+    from broker.aggregator.rollcall import require_alone
+
+    # Our own broker has nobody else's fleet; one that takes ids from certificates has room for one of us.
+    asked = config.broker in OWN_BROKERS or config.secure
+
+    def call(instance: int) -> None:
+        nonlocal asked
+        if not asked:
+            require_alone(address, config.fleet, worker=worker, instance=instance)
+        asked = True
+
+    return call
+
+
+def _try_out(config: AggregatorConfig, address: BrokerAddress) -> None:
     """Say, once it is known, what somebody else's broker does not do that a fleet needs."""
     from broker.aggregator.trial import Trial
     from broker.errand import Errand
@@ -285,12 +303,13 @@ def _try_out(address: BrokerAddress, fleet: str) -> None:
     from broker.protocol.topics import FleetTopics
 
     def work() -> None:
-        for each in Trial(address, FleetTopics(fleet)).findings():
+        for each in Trial(address, FleetTopics(config.fleet)).findings():
             # That it is not there, the connection says by itself.
             if each.level is Level.PROBLEM and each.check != "broker":
                 say(f"the broker {address}: {each.found}; do: {each.remedy}")
 
-    Errand(work)
+    if config.try_broker and config.broker not in OWN_BROKERS and not config.secure:
+        Errand(work)
 
 
 def _authority(config: AggregatorConfig, directory: Path) -> "Authority | None":

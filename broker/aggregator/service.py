@@ -18,7 +18,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, cast
 
 from broker.address import BrokerAddress
-from broker.aggregator.admission import Admission
+from broker.aggregator.admission import Admission, Buckets
 from broker.aggregator.config import AggregatorConfig
 from broker.aggregator.core import AggregatorCore
 from broker.aggregator.decisions import (
@@ -79,6 +79,10 @@ _LOOK_FOR_CHANGES_S = 0.5
 """Between two looks at the queue of the catalogue's changes."""
 _RELOADABLE = ("buffer", "deadline_s", "max_staleness", "log_level")
 """Settings that a reload changes at once."""
+_CALLS_AT_ONCE, _CALLS_PER_S = 10.0, 1.0
+"""That are answered."""
+ALONE = "alone"
+"""The name of an aggregator that is not one of several workers."""
 _ENVELOPE_BYTES = 1024
 """More than everything of an update that is not its body."""
 
@@ -98,6 +102,8 @@ class AggregatorService:
         Whose messages are taken; None: as the configuration says, without lists.
     """
 
+    _name = ALONE
+
     def __init__(
         self,
         config: AggregatorConfig,
@@ -114,6 +120,7 @@ class AggregatorService:
         self._head_published = False
         self._turned_at = time.monotonic()
         self._foreign_heads: set[int] = set()
+        self._calls = Buckets(_CALLS_AT_ONCE, _CALLS_PER_S)
         self._store = store
         self._sign = sign
         self._admission = admission or Admission(config.admission)
@@ -244,6 +251,7 @@ class AggregatorService:
                 self._work_on(events)
                 self._offer_release()
         finally:
+            self._show_presence(online=False)
             self._connection.stop()
 
     def _load_core(self) -> AggregatorCore:
@@ -255,7 +263,9 @@ class AggregatorService:
         )
 
     def _connection_to(self, address: BrokerAddress) -> Connection:
-        return Connection(address, f"pfedrec-{self._config.fleet}-aggregator", self._events)
+        return Connection(
+            address, f"pfedrec-{self._config.fleet}-aggregator", self._events, last_will=self._last_will
+        )
 
     def _largest_update(self) -> int:
         shape = self._core.table.shape
@@ -361,6 +371,8 @@ class AggregatorService:
             return []
         if address.kind == "head":
             self._note_head(message)
+        if address.kind == "call" and self._calls.take(address.kind, 1.0, now) >= 0.0:
+            self._show_presence(online=True)
         if address.kind == "quality":
             report = decode(message.payload, Quality)
             return self._core.quality_received(address.device, report, now)
@@ -587,6 +599,7 @@ class AggregatorService:
             self._say("the broker is back")
         self._broker_gone = False
         self._session = self._number_of_session()
+        self._show_presence(online=True)
         self._steps_published = 0
         if self.offering is not None:
             self.offering.begin()
@@ -604,7 +617,32 @@ class AggregatorService:
 
     def _filters(self) -> list[Filter]:
         topics = self._topics
-        return [topics.update_filter, topics.quality_filter, topics.status_filter, Filter(topics.head)]
+        return [
+            topics.update_filter,
+            topics.quality_filter,
+            topics.status_filter,
+            Filter(topics.head),
+            Filter(topics.call),
+        ]
+
+    def _presence(self, *, online: bool) -> tuple[Topic, bytes]:
+        """Give what tells whether this aggregator is there."""
+        status = Status(
+            online=online,
+            session=self._session,
+            incarnation=self._core.instance,
+            version=self.version,
+            scorer="none",
+            software="edge-aggregator",
+        )
+        return self._topics.presence(self._name), encode(status)
+
+    def _last_will(self, _number: int) -> tuple[Topic, bytes]:
+        return self._presence(online=False)
+
+    def _show_presence(self, *, online: bool) -> None:
+        topic, payload = self._presence(online=online)
+        self._connection.publish(topic, payload, retain=True)
 
     def _number_of_session(self) -> int:
         if self._sign is None:

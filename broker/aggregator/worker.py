@@ -14,9 +14,9 @@ end with its connection to the store, over which it commits, too: a leader that 
 a round. Whoever gets the lock next loads the state, and goes on; the head's new session lets devices send
 again what is not answered.
 
-A worker's connection to the broker has no memory: what a killed one had not acknowledged may be lost to the
-others, and is in its device's outbox. Parts of a large update come to different workers, which hand them to
-the leader.
+A worker's connection to the broker has no memory: what a killed one had not acknowledged is lost to the
+others, and is in its device's outbox; the leader sees the worker's last will, and publishes its head with a
+new session. Parts of a large update come to different workers, which hand them to the leader.
 """
 
 import time
@@ -35,7 +35,7 @@ from broker.aggregator.store.sharing import ContestedError, SharedJournal
 from broker.aggregator.watching import Watch, refusal_name
 from broker.connection import Connection, Received
 from broker.errors import InUseError, ProtocolError
-from broker.protocol.messages import Chunk, Head, Update, decode, encode
+from broker.protocol.messages import Chunk, Head, Status, Update, decode, encode
 from broker.protocol.topics import Address, Filter
 from trainer.aggregation import Closing
 from trainer.params import Floats, Rows
@@ -48,7 +48,9 @@ _MOST_TAKEN = 512
 _FULL_BACKLOG = 20_000
 """Updates that wait for a round while devices are slowed as much as they can be."""
 _LOOK_S = 1.0
-"""Between two looks at how many updates wait, and how many devices there are."""
+"""Between two looks at how many updates wait."""
+_COUNT_S = 30.0
+"""Between two counts of the devices, which is long work where there are millions."""
 _MOST_ATTEMPTS = 20
 """Others who answer the same devices' updates again and again are no workers of this fleet."""
 
@@ -103,8 +105,10 @@ class WorkerService(AggregatorService):
         self._taken: list[int] = []
         self._more_waits = False
         self._overwritten = False
+        self._ask_again = False
         self._try_at = 0.0
         self._look_at = 0.0
+        self._count_at = 0.0
         self._backlog = 0
         self._n_devices = 0
         self._version = 0
@@ -137,11 +141,13 @@ class WorkerService(AggregatorService):
 
     def _load_core(self) -> AggregatorCore:
         # What waits is taken as all else that is journalled, in turns.
-        return AggregatorCore(self._config.round_settings, self._config.make_strategy(), self._store.load())
+        return AggregatorCore(
+            self._config.round_settings, self._config.make_strategy(), self._store.load(answers=False)
+        )
 
     def _connection_to(self, address: BrokerAddress) -> Connection:
         name = f"pfedrec-{self._config.fleet}-aggregator-{self._name}"
-        return Connection(address, name, self._events, clean=True)
+        return Connection(address, name, self._events, last_will=self._last_will, clean=True)
 
     def _longest_wait(self) -> float:
         if not self._leads:
@@ -154,10 +160,12 @@ class WorkerService(AggregatorService):
     # -- what every worker does --------------------------------------------------------------------
 
     def _decide(self, message: Received, new_devices: list[str]) -> list[Command]:
-        if self._leads and message.topic.endswith("/part"):
-            self._take_part(message, new_devices)
-            return []
-        if self._leads or message.topic.endswith("/update"):
+        address = self._topics.parse(message.topic)
+        if self._leads and address.kind == "part":
+            self._take_part(address, message, new_devices)
+        elif self._leads and address.kind == "presence":
+            self._note_presence(address.worker, message)
+        elif self._leads or address.kind in ("update", "call"):
             return self._spending(super()._decide(message, new_devices))
         return []  # brokers may hand out what was not asked for
 
@@ -167,10 +175,9 @@ class WorkerService(AggregatorService):
         self._connection.publish(self._topics.part(device), encode(chunk))
         return None
 
-    def _take_part(self, message: Received, new_devices: list[str]) -> None:
+    def _take_part(self, address: Address, message: Received, new_devices: list[str]) -> None:
         """Take what another worker was sent, and has counted."""
         now = time.monotonic()
-        address = self._topics.parse(message.topic)
         self._admission.require_listed(address.device)
         whole = self._reassembly.add(address.device, decode(message.payload, Chunk), now)
         if whole is not None:
@@ -197,6 +204,8 @@ class WorkerService(AggregatorService):
         if now >= self._look_at:
             self._look_at = now + _LOOK_S
             self._backlog = self._journal.backlog(_FULL_BACKLOG)
+        if now >= self._count_at:
+            self._count_at = now + _COUNT_S
             self._n_devices = self._journal.n_devices()
         commands = self._answer_arrived(now, refusals)
         if not self._leads and now >= self._try_at:
@@ -245,8 +254,17 @@ class WorkerService(AggregatorService):
 
     def _filters(self) -> list[Filter]:
         topics = self._topics
-        leaders = [topics.part_filter, topics.quality_filter, topics.status_filter, Filter(topics.head)]
-        return [topics.shared_update_filter, *(leaders if self._leads else [])]
+        everybodys = [topics.shared_update_filter, Filter(topics.call)]
+        if not self._leads:
+            return everybodys
+        return [
+            *everybodys,
+            topics.part_filter,
+            topics.quality_filter,
+            topics.status_filter,
+            topics.presence_filter,
+            Filter(topics.head),
+        ]
 
     def _connected(self) -> None:
         if self._leads:
@@ -256,6 +274,7 @@ class WorkerService(AggregatorService):
         if self._broker_gone:
             self._say("the broker is back")
         self._broker_gone = False
+        self._show_presence(online=True)
         self._watch.connected()
 
     # -- what the leader does ----------------------------------------------------------------------
@@ -288,10 +307,17 @@ class WorkerService(AggregatorService):
             )
         commands += self._spending(self._core.tick(now))
         commands += self._spending(self._change_catalogue())
-        if self._overwritten:
-            self._overwritten = False
+        if self._ask_again:
+            self._session = self._number_of_session()
+        if self._ask_again or self._overwritten:
+            self._ask_again = self._overwritten = False
             commands.append(PublishVersion(self._core.version))
         return commands
+
+    def _note_presence(self, worker: str, message: Received) -> None:
+        """Let devices send again what a worker that is gone may have been handed."""
+        if worker != self._name and message.payload and not message.retained:
+            self._ask_again |= not decode(message.payload, Status).online
 
     def _note_head(self, message: Received) -> None:
         super()._note_head(message)

@@ -118,6 +118,20 @@ class FleetTopics:
         """Parts of a device's update that came to one worker of several, for the one that leads."""
         return Topic(f"{ROOT}/{self.fleet}/device/{checked_id(device, 'the device id')}/part")
 
+    def presence(self, worker: str) -> Topic:
+        """Retained: an aggregator is there or, by its last will, gone."""
+        return Topic(f"{ROOT}/{self.fleet}/aggregator/{checked_id(worker, 'the name of a worker')}/status")
+
+    @property
+    def presence_filter(self) -> Filter:
+        """The presence of all aggregators: one, or several workers."""
+        return Filter(f"{ROOT}/{self.fleet}/aggregator/+/status")
+
+    @property
+    def call(self) -> Topic:
+        """Whoever serves the fleet shows its presence again."""
+        return Topic(f"{ROOT}/{self.fleet}/aggregator/call")
+
     @property
     def part_filter(self) -> Filter:
         """The parts of all devices' updates."""
@@ -168,6 +182,10 @@ class FleetTopics:
                 _ID.fullmatch(device)
             ):
                 return Address(kind, device=device)
+            case ["aggregator", "call"]:
+                return Address("call")
+            case ["aggregator", worker, "status"] if _ID.fullmatch(worker):
+                return Address("presence", worker=worker)
             case _:
                 raise SchemaError(f"the topic {ascii(topic)[:120]} is not one of fleet {self.fleet}")
 
@@ -178,5 +196,6 @@ class Address:
 
     kind: str
     device: str = ""
+    worker: str = ""
     slot: int = 0
     chunk: int = 0

@@ -107,6 +107,7 @@ class LiveFleet:
         self._newest: tuple[Head, Floats, int] | None = None
         self._instance = aggregator.instance()
         self._finishing = False
+        self._is_enough = False
         self._book = RoundBook(evaluator, on_round)
         self._aggregator_cpu = aggregator.cpu_seconds()
 
@@ -116,6 +117,10 @@ class LiveFleet:
         if self._newest is None:
             raise RuntimeError("no table has arrived")
         return self._newest[0]
+
+    def finish(self) -> None:
+        """Let the run come to rest before its last version; may be called from any thread."""
+        self._is_enough = True
 
     async def run(self) -> None:
         """Run until `versions` are published and every device is in step with the last.
@@ -358,7 +363,7 @@ class LiveFleet:
 
     async def _train_until_done(self) -> None:
         seen, deadline = -1, 0.0
-        while self.head.version < self._settings.versions:
+        while self.head.version < self._settings.versions and not self._is_enough:
             if self.head.version != seen:
                 seen, deadline = self.head.version, time.monotonic() + STALLED_S
             elif time.monotonic() > deadline:

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +86,11 @@ def run_to_end(*command: str) -> str:
 class Mortal:
     """A process that is started again and again with the same command.
 
+    Parameters
+    ----------
+    more : mapping
+        Of its environment, beside `environment`.
+
     Attributes
     ----------
     kills : int
@@ -94,8 +99,11 @@ class Mortal:
         What it did when nobody had asked it to.
     """
 
-    def __init__(self, name: str, command: Sequence[str], log: Path) -> None:
+    def __init__(
+        self, name: str, command: Sequence[str], log: Path, more: Mapping[str, str] | None = None
+    ) -> None:
         self.name = name
+        self._more = more or {}
         self.command = list(command)
         self.log = log
         self.kills = 0
@@ -112,7 +120,7 @@ class Mortal:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=environment(),
+                env=environment() | dict(self._more),
                 cwd=CHECKOUT,
             )
 

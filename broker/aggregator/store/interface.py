@@ -208,8 +208,8 @@ class AggregatorStore(Protocol):
         """
         ...
 
-    def load(self) -> CoreState:
-        """Give the core's state after the last `commit`."""
+    def load(self, *, answers: bool = True) -> CoreState:
+        """Give the core's state after the last `commit`; without what was answered for who does not judge."""
         ...
 
     def pending(self) -> list[tuple[Update, int, int]]:

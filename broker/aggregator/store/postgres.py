@@ -140,6 +140,8 @@ class PostgresStore(SqlStore):
 
     def _lock(self, number: int, name: str = "", *, shared: bool = False) -> bool:
         # The server may not have noticed yet that its last holder has ended, and `is_served` holds it, too.
+        with self.transaction() as connection:
+            connection.exec_driver_sql(_KEEPALIVE)
         for wait_s in (*_LOCK_WAITS_S, 0.0):
             if self._try_lock(number, name, shared=shared):
                 return True
@@ -150,7 +152,6 @@ class PostgresStore(SqlStore):
         kind = "pg_try_advisory_lock_shared" if shared else "pg_try_advisory_lock"
         query = f"SELECT {kind}({_LOCK_KEY})"
         with self.transaction() as connection:
-            connection.exec_driver_sql(_KEEPALIVE)
             return bool(connection.exec_driver_sql(query, {"number": number, "name": name}).scalar_one())
 
     def _unlock_all(self) -> None:

@@ -167,6 +167,11 @@ class SqlStore(ABC):
         with self.transaction(reading=True) as connection:
             return connection.execute(select(FACTS.c.name).limit(1)).first() is not None
 
+    def instance(self) -> int:
+        """Give what the fleet's heads are known by."""
+        with self.transaction(reading=True) as connection:
+            return fact(connection, "instance")
+
     def commit(self, batch: Batch) -> None:
         """See `AggregatorStore.commit`."""
         with self.transaction() as connection:
@@ -304,7 +309,7 @@ class SqlStore(ABC):
         connection.execute(update(VERSIONS).where(before).values(item_table=None))
         connection.execute(delete(STRATEGY_STATE).where(STRATEGY_STATE.c.version < oldest))
 
-    def load(self) -> CoreState:
+    def load(self, *, answers: bool = True) -> CoreState:
         """See `AggregatorStore.load`."""
         with self.transaction(reading=True) as connection:
             newest = connection.execute(
@@ -318,7 +323,7 @@ class SqlStore(ABC):
                 )
             answered = {
                 (row.device, int(row.incarnation)): Answered(seq=row.seq, verdict=row.verdict)
-                for row in connection.execute(select(ANSWERED))
+                for row in (connection.execute(select(ANSWERED)) if answers else ())
             }
             return CoreState(
                 instance=fact(connection, "instance"),

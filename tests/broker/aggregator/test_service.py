@@ -420,7 +420,9 @@ class Recorder:
         self.address = BrokerAddress(host="recorded")
         self.connected = True
 
-    def __call__(self, _address: BrokerAddress, _client_id: str, sink: EventSink) -> "Recorder":
+    def __call__(
+        self, _address: BrokerAddress, _client_id: str, sink: EventSink, **_options: object
+    ) -> "Recorder":
         """Be made, as the service makes its connection."""
         self._sink = sink
         return self
@@ -445,8 +447,10 @@ class Recorder:
         self.log.append(("subscribe", filters))
 
     def publish(self, topic: Topic, payload: bytes, *, retain: bool = False) -> None:
-        """Note a message."""
+        """Note a message, unless it is for other aggregators."""
         address = FleetTopics("recorded").parse(topic)
+        if address.kind == "presence":
+            return
         assert retain == (address.kind != "receipt")
         self.log.append((address.kind, payload))
 

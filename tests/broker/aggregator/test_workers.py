@@ -26,7 +26,7 @@ from broker.aggregator.store.sharing import ContestedError, SharedJournal
 from broker.aggregator.worker import WorkerService
 from broker.errors import InUseError
 from broker.protocol.encodings import SparseChange
-from broker.protocol.messages import Head, Update
+from broker.protocol.messages import Head, Status, Update, encode
 from tests.broker.aggregator.builders import a_change, a_genesis, a_round, an_entry, an_update
 from tests.broker.aggregator.fleet import Device, make_directory
 from tests.brokers import PATIENCE_S, RunningBroker
@@ -296,3 +296,21 @@ def test_update_in_parts_is_put_together_by_the_leader(
         assert change.change.nbytes > 3 * 100_000
 
         assert device.send(an_update_for(head, 1, change)).verdict == "accepted"
+
+
+@pytest.mark.mqtt
+def test_updates_that_a_killed_worker_was_handed_are_asked_for_again(
+    workers: Workers, shared_mosquitto: RunningBroker
+) -> None:
+    """Its last will makes the leader publish its head with a new session."""
+    fleet = workers.config.fleet
+    will = encode(
+        Status(online=False, session=1, incarnation=1, version=0, scorer="none", software="edge-aggregator")
+    )
+    with workers.working("b") as leader, Device(shared_mosquitto.address, fleet) as device:
+        wait_until(lambda: leader.leads, "b leads")
+        before = device.head()
+
+        device.publish(device.topics.presence("a"), will, retain=True)
+
+        assert device.head(lambda head: head.session > before.session).version == before.version

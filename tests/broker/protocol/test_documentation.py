@@ -30,6 +30,8 @@ def test_page_has_exactly_the_topics() -> None:
         topics.receipt("ID"),
         topics.quality("ID"),
         topics.part("ID"),
+        topics.presence("NAME"),
+        topics.call,
     }
 
     assert set(re.findall(r"^\| `([^`]+)` \| ", PAGE, re.MULTILINE)) == expected
