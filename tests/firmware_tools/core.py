@@ -269,6 +269,16 @@ class _Delta(ctypes.Structure):
     _fields_ = (("version", ctypes.c_uint64), ("size", ctypes.c_uint32), ("digest", ctypes.c_void_p))
 
 
+class _Offer(ctypes.Structure):
+    _fields_ = (
+        ("release", ctypes.c_uint64),
+        ("size", ctypes.c_uint32),
+        ("sha256", ctypes.c_void_p),
+        ("percent", ctypes.c_uint32),
+        ("n_groups", ctypes.c_uint32),
+    )
+
+
 class CHead(ctypes.Structure):
     """``pfr_head``."""
 
@@ -288,6 +298,7 @@ class CHead(ctypes.Structure):
         ("n_deltas", ctypes.c_uint32),
         ("deltas", _Delta * 8),
         ("signature", ctypes.c_void_p),
+        ("offer", _Offer),
     )
 
 

@@ -14,6 +14,7 @@ from broker.protocol.messages import (
     Chunk,
     Delta,
     Head,
+    Offer,
     Plan,
     Receipt,
     chunk_count,
@@ -37,7 +38,9 @@ ODD_VALUES: tuple[object, ...] = (
 )
 
 
-def head(rows: int, dim: int, n_deltas: int, *, signed: bool, guard: float = 0.0) -> Head:
+def head(
+    rows: int, dim: int, n_deltas: int, *, signed: bool, guard: float = 0.0, offer: Offer | None = None
+) -> Head:
     """Give a head of a table of that shape."""
     rng = np.random.default_rng(rows)
     size = 9 * rows
@@ -74,16 +77,23 @@ def head(rows: int, dim: int, n_deltas: int, *, signed: bool, guard: float = 0.0
             for nth in range(n_deltas)
         ),
         signature=rng.bytes(64) if signed else None,
+        offer=offer,
     )
+
+
+def offer(n_groups: int) -> Offer:
+    """Give a release on offer."""
+    groups = tuple(f"group-{nth}" for nth in range(n_groups))
+    return Offer(release=MAX_SEQ - n_groups, size=2**30, sha256=bytes(range(32)), percent=100, groups=groups)
 
 
 def heads() -> list[Head]:
     """Give heads of all kinds."""
     return [
         head(3, 2, 2, signed=False),
-        head(1, 1, 0, signed=True),
+        head(1, 1, 0, signed=True, offer=offer(0)),
         head(1682, 32, 8, signed=True, guard=0.75),
-        head(200_000, 64, 1, signed=False),
+        head(200_000, 64, 1, signed=False, offer=offer(16)),
     ]
 
 

@@ -46,6 +46,12 @@ def test_head_is_read_field_by_field(head: Head) -> None:
         (d.version, d.size) for d in head.deltas
     ]
     assert bool(found.signature) == (head.signature is not None)
+    if head.offer is None:
+        assert found.offer.release == 0
+    else:
+        for name in ("release", "size", "percent"):
+            assert getattr(found.offer, name) == getattr(head.offer, name)
+        assert found.offer.n_groups == len(head.offer.groups)
     assert core.head_vector(payload, head.dim).tobytes() == head.w.tobytes()
 
 
@@ -129,6 +135,12 @@ def test_decoders_agree_on_odd_values_of_every_field(value: object) -> None:
         for name in [*content["plan"], "guard"] if "plan" in content else []:
             plan = {**content["plan"], name: value}
             _compare(cbor2.dumps({**content, "plan": plan}), type(message))
+    content = cbor2.loads(messages.encode(HEADS[3]))
+    for name in content["offer"]:
+        offer = {**content["offer"], name: value}
+        _compare(cbor2.dumps({**content, "offer": offer}), Head)
+    for groups in ([value], ["beta"] * 17):
+        _compare(cbor2.dumps({**content, "offer": {**content["offer"], "groups": groups}}), Head)
 
 
 def _table(rows: int, dim: int, seed: int) -> Floats:

@@ -375,7 +375,7 @@ def test_port_that_is_taken_at_the_last_moment_is_named(
     tmp_path: Path, mosquitto: RunningBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two runs that find the same port free at the same time do not share a broker unawares."""
-    monkeypatch.setattr(embedded, "_require_free", lambda *_: None)
+    monkeypatch.setattr(embedded, "_require_free", lambda *_, **__: None)
 
     with (
         pytest.raises(BrokerStartError),

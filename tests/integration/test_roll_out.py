@@ -51,6 +51,11 @@ def state_of(directory: Path) -> SlotState:
     return Slots(directory).state()
 
 
+def in_use(directory: Path) -> bytes:
+    """Give what an application finds at the stable path."""
+    return (directory / "current" / "app" / "n").read_bytes()
+
+
 def wait_for(directory: Path, number: int) -> None:
     """Wait until a device keeps a release."""
     wait_until(lambda: state_of(directory).active_release == number, f"release {number} on {directory.name}")
@@ -85,7 +90,8 @@ def test_release_is_rolled_out_step_by_step(tmp_path: Path) -> None:
         for directory in (first, second):
             wait_until(lambda directory=directory: state_of(directory).failed == 2, "the release's end")  # type: ignore[misc]
             assert state_of(directory).release == 1
-            assert (directory / "current" / "app" / "n").read_bytes() == b"1"
+            # The link follows what the state says.
+            wait_until(lambda directory=directory: in_use(directory) == b"1", "the release of before")  # type: ignore[misc]
 
         # Another offer is heard of, and the one that failed is not fetched again in between.
         release(shop, "publish", str(tmp_path / "3"))

@@ -179,10 +179,42 @@ static void read_deltas(pfr_cbor_reader *reader, pfr_head *head)
     }
 }
 
+static const char *const OFFER_FIELDS[] = {"release", "size", "sha256", "percent", "groups"};
+
+static void read_offer_field(pfr_cbor_reader *reader, int field, void *into)
+{
+    pfr_offer *offer = into;
+    switch (field) {
+    case 0:
+        offer->release = pfr_cbor_integer(reader, 1U, MAX_SEQ);
+        break;
+    case 1:
+        offer->size = (uint32_t)pfr_cbor_integer(reader, 1U, MAX_TRANSFER_BYTES);
+        break;
+    case 2:
+        offer->sha256 = pfr_cbor_bytes(reader, 32U, 32U).at;
+        break;
+    case 3:
+        offer->percent = integer(reader, 0U, 100U);
+        break;
+    default:
+        offer->n_groups = pfr_cbor_array(reader);
+        if (offer->n_groups > PFR_MAX_GROUPS) {
+            pfr_cbor_refuse(reader, PFR_E_SCHEMA);
+            offer->n_groups = 0U;
+        }
+        for (uint32_t i = 0U; i < offer->n_groups; i++) {
+            (void)identifier(reader);
+        }
+        break;
+    }
+}
+
 static const char *const HEAD_FIELDS[] = {
     "v",      "type",           "instance",         "session",         "version",          "rows", "dim",
     "sha256", "slot",           "chunks",           "catalogue_rows",  "catalogue_chunks", "catalogue_bytes",
-    "catalogue_sha256", "plan", "w",                "b",               "deltas",           "signature"};
+    "catalogue_sha256", "plan", "w",                "b",               "deltas",           "signature",
+    "offer"};
 
 static void read_head_field(pfr_cbor_reader *reader, int field, void *into)
 {
@@ -244,8 +276,11 @@ static void read_head_field(pfr_cbor_reader *reader, int field, void *into)
     case 17:
         read_deltas(reader, head);
         break;
-    default:
+    case 18:
         head->signature = (pfr_cbor_take_null(reader) != 0) ? NULL : pfr_cbor_bytes(reader, 64U, 64U).at;
+        break;
+    default:
+        read_map(reader, OFFER_FIELDS, COUNT_OF(OFFER_FIELDS), read_offer_field, &head->offer);
         break;
     }
 }
@@ -279,7 +314,8 @@ pfr_status pfr_head_decode(const uint8_t *payload, size_t size, pfr_head *head)
     }
     memset(head, 0, sizeof *head);
     pfr_cbor_begin(&reader, payload, size);
-    read_map(&reader, HEAD_FIELDS, COUNT_OF(HEAD_FIELDS), read_head_field, head);
+    /* The offer is left out where there is none. */
+    read_map_of(&reader, HEAD_FIELDS, COUNT_OF(HEAD_FIELDS), COUNT_OF(HEAD_FIELDS) - 1U, read_head_field, head);
     const pfr_status status = pfr_cbor_end(&reader);
     if (status != PFR_OK) {
         return status;

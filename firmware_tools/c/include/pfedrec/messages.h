@@ -19,6 +19,7 @@ extern "C" {
 #define PFR_MAX_MESSAGE_BYTES 131072U /**< Of any message. */
 #define PFR_CHUNK_BYTES 122880U       /**< Data in one chunk. */
 #define PFR_MAX_DELTAS 8U             /**< In a head. */
+#define PFR_MAX_GROUPS 16U            /**< In an offer. */
 
 /** @brief Some bytes of a payload. */
 typedef struct pfr_bytes {
@@ -43,6 +44,14 @@ typedef struct pfr_delta {
     const uint8_t *digest; /**< 8 bytes. */
 } pfr_delta;
 
+/** @brief A release for devices; this core takes none. */
+typedef struct pfr_offer {
+    uint64_t release; /**< Its number; 0: nothing is on offer. */
+    uint32_t size;
+    const uint8_t *sha256; /**< 32 bytes. */
+    uint32_t percent, n_groups;
+} pfr_offer;
+
 /** @brief The manifest of the newest version. */
 typedef struct pfr_head {
     uint64_t instance, session, version;
@@ -57,6 +66,7 @@ typedef struct pfr_head {
     uint32_t n_deltas;
     pfr_delta deltas[PFR_MAX_DELTAS];
     const uint8_t *signature; /**< 64 bytes, or null. */
+    pfr_offer offer;
 } pfr_head;
 
 /** @brief What became of an update. */
