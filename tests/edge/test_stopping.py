@@ -29,6 +29,8 @@ pytestmark = pytest.mark.process
 
 FLEET = "stop"
 WITHIN_S = 2.0
+BUSY_WITHIN_S = 2 * WITHIN_S
+"""For a pass that takes a whole processor: other tests want one, too. Alone it takes .6 to 1 s."""
 
 
 def start(directory: Path) -> RunningCommand:
@@ -67,7 +69,7 @@ def test_stop_in_the_middle_of_a_pass(tmp_path: Path) -> None:
     directory = a_long_pass(tmp_path)
     with start(directory) as command:
         wait_until(lambda: _seconds_of_work(command.pid) > 3.0, "the pass")
-        assert command.end(within_s=WITHIN_S) == 0
+        assert command.end(within_s=BUSY_WITHIN_S) == 0
         assert command.lines[-1] == "stopped"
     with looking_at(directory) as store:
         assert store.personal() is None
@@ -89,7 +91,7 @@ def test_watchdog_hears_of_a_pass_that_takes_long(tmp_path: Path) -> None:
             command.send(signal.SIGHUP)
             manager.hear("RELOADING=1")
             manager.hear("READY=1")
-            assert command.end(within_s=WITHIN_S) == 0
+            assert command.end(within_s=BUSY_WITHIN_S) == 0
 
 
 def _seconds_of_work(pid: int) -> float:
