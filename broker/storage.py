@@ -280,7 +280,19 @@ def _unreadable(path: Path, error: OSError) -> FileUnreadableError:
 
 
 def write_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
-    """Replace `path` whole or not at all, durably.
+    """Replace `path` whole or not at all, durably; see `replacing`.
+
+    Raises
+    ------
+    DiskFullError, NotWritableError
+    """
+    with replacing(path, mode=mode) as file:
+        file.write(content)
+
+
+@contextmanager
+def replacing(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
+    """Replace `path` by what the block writes, whole or, if the block fails, not at all; durably.
 
     What root writes belongs to the directory's owner: a service that runs as that user has to read it.
 
@@ -294,7 +306,7 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
             temporary.unlink(missing_ok=True)
             _make_new(temporary, mode)
             with temporary.open("wb") as file:
-                file.write(content)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)

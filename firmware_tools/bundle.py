@@ -31,10 +31,9 @@ from broker.protocol.releases import (
 from broker.protocol.signatures import keys_to_text
 from broker.storage import (
     make_directory,
-    named_failures,
     open_file,
     read_file,
-    sync_directory,
+    replacing,
     write_atomically,
 )
 from edge.config import checked_settings
@@ -142,19 +141,10 @@ def create(out: Path, manifest: Manifest, paths: dict[str, Path], secret: Path) 
         head = bundle_head(manifest, public, key.sign(signed_bytes(manifest_bytes(manifest))))
     except SchemaError as error:
         raise BundleForbiddenError(str(error)) from error
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
-    with named_failures(out):
-        try:
-            with temporary.open("wb") as target:
-                target.write(head)
-                for file in manifest.files:
-                    _copy(paths[file.path], file, target)
-                target.flush()
-                os.fsync(target.fileno())
-            temporary.replace(out)
-        finally:
-            temporary.unlink(missing_ok=True)
-    sync_directory(out.parent)
+    with replacing(out) as target:
+        target.write(head)
+        for file in manifest.files:
+            _copy(paths[file.path], file, target)
     return read_head(head)
 
 

@@ -25,11 +25,11 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from broker.aggregator.admission import Buckets
-from broker.aggregator.listener import BoundedServer
+from broker.aggregator.listener import BoundedServer, answering
 from broker.aggregator.refusals import RefusalLog
 from broker.authority.authority import Authority
 from broker.authority.certificates import Request, read_request
-from broker.errors import AddressInUseError, ClaimRefusedError, InputError, PFedRecError
+from broker.errors import ClaimRefusedError, InputError, PFedRecError
 from broker.protocol.topics import checked_id
 from broker.storage import read_file
 from trainer.errors import ParameterError
@@ -144,20 +144,13 @@ def enrolling(enrolment: Enrolment, authority: Authority, host: str, port: int) 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_cert_chain(authority.path / "server.pem", authority.path / "server.key")
-    try:
-        server = _TlsServer(context, enrolment, (host, port), _Handler)
-    except OSError as error:
-        raise AddressInUseError(
-            f"claims cannot be answered at {host}:{port}: {(error.strerror or str(error)).lower()}; "
-            "give another --port"
-        ) from error
-    thread = threading.Thread(target=server.serve_forever, args=(0.2,), name="enrolment", daemon=True)
-    thread.start()
-    try:
-        yield int(server.server_address[1])
-    finally:
-        server.shutdown()
-        server.server_close()
+    with answering(
+        lambda: _TlsServer(context, enrolment, (host, port), _Handler),
+        "enrolment",
+        f"claims cannot be answered at {host}:{port}",
+        "give another --port",
+    ) as taken:
+        yield taken
 
 
 class _TlsServer(BoundedServer):

@@ -1,7 +1,7 @@
 """``/metrics``, ``/healthz`` and ``/readyz`` over HTTP, for a fleet's operator; GET and HEAD only.
 
 No secrets pass here, and nothing can be changed; still it is for the machine itself or a network of the
-operator's own: nobody is asked who they are.
+operator's own: nobody is asked who they are. The server itself, `answering`, is enrolment's, too.
 """
 
 import logging
@@ -68,14 +68,43 @@ def listening(
         def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002 - the base's name
             """Say nothing of what is asked every few seconds."""
 
+    with answering(
+        lambda: BoundedServer((host, port), Handler),
+        "metrics",
+        f"the metrics cannot be served at {host}:{port}",
+        "set another metrics_port in config.toml",
+    ) as taken:
+        yield taken
+
+
+@contextmanager
+def answering(make: Callable[[], ThreadingHTTPServer], name: str, failure: str, remedy: str) -> Iterator[int]:
+    """Let a server answer in threads while the block runs.
+
+    Parameters
+    ----------
+    make : callable
+        Makes the server, which listens from then on.
+    name : str
+        The thread's.
+    failure, remedy : str
+        What to say when it cannot listen, before and after the system's reason.
+
+    Yields
+    ------
+    int
+        The port.
+
+    Raises
+    ------
+    AddressInUseError
+        When the port cannot be listened on.
+    """
     try:
-        server = BoundedServer((host, port), Handler)
+        server = make()
     except OSError as error:
-        raise AddressInUseError(
-            f"the metrics cannot be served at {host}:{port}: {(error.strerror or str(error)).lower()}; "
-            "set another metrics_port in config.toml"
-        ) from error
-    thread = threading.Thread(target=server.serve_forever, args=(0.2,), name="metrics", daemon=True)
+        raise AddressInUseError(f"{failure}: {(error.strerror or str(error)).lower()}; {remedy}") from error
+    thread = threading.Thread(target=server.serve_forever, args=(0.2,), name=name, daemon=True)
     thread.start()
     try:
         yield int(server.server_address[1])
