@@ -1,6 +1,8 @@
 """How many updates a second an aggregator takes, beside a subscriber that only counts them.
 
     python -m benchmarks.aggregator [--updates N] [--publishers N] [--store NAME] [--encoding NAME]
+    python -m benchmarks.aggregator --workers N [...]
+    python -m benchmarks.aggregator --broker mosquitto|amqtt|mqtt://HOST:PORT [...]
 
 One mosquitto, as the project runs it; publishers in processes of their own send updates of about 16 KB (410
 rows of 32 dimensions in int8) at QoS 1 as fast as the broker takes them. First to a plain paho subscriber
@@ -9,6 +11,10 @@ and aggregated. The figure is the ratio of the two; beside it the CPU time of ea
 process and in the aggregator's, which does not depend on what else the machine does. Memory is the kernel's
 (``VmRSS``), its slope that of a line through the second half of the run. PostgreSQL is a cluster of its own,
 with ``fsync`` on; ``--store both`` has SQLite and PostgreSQL in one run.
+
+With ``--workers N``, one worker and then N of them take the same, from PostgreSQL; each update has an
+incarnation of its own, as a device sends the next only after a receipt. What each kind of process used of the
+processors is shown beside: where those are all taken, as on a small machine, more workers take no more.
 """
 
 import argparse
@@ -45,25 +51,46 @@ _IN_FLIGHT = 100
 _PATIENCE_S = 120.0
 
 
+class Load(NamedTuple):
+    """What is sent: so many updates, from so many publishers; `apart`: each of its own incarnation."""
+
+    updates: int
+    publishers: int
+    encoding: str
+    apart: bool = False
+
+    @property
+    def each(self) -> int:
+        """Updates of one publisher."""
+        return self.updates // self.publishers
+
+    @property
+    def total(self) -> int:
+        """Updates of all."""
+        return self.each * self.publishers
+
+
 class Taken(NamedTuple):
-    """Updates a second, CPU of each in µs, and memory where it was looked at, as (updates, MB)."""
+    """Updates a second, CPU of each in µs, memory where it was looked at, as (updates, MB).
+
+    And the CPU of each update by kind of process, of all that this one has started.
+    """
 
     per_second: float
     cpu_us: float
     memory: list[tuple[int, float]]
+    by_kind_us: dict[str, float]
 
     def __str__(self) -> str:
         return f"{self.per_second:8.0f} updates a second, {self.cpu_us:5.0f} µs of CPU each"
 
 
-def publish(
-    address: BrokerAddress, number: int, count: int, instance: int, encoding: str, start: Barrier
-) -> None:
-    """Send `count` updates of one publisher's devices, and wait until the broker has them all."""
+def publish(address: BrokerAddress, number: int, load: Load, instance: int, start: Barrier) -> None:
+    """Send one publisher's share, from its devices, and wait until the broker has them all."""
     rng = np.random.default_rng(number)
     rows = np.sort(rng.choice(_ITEMS, _ROWS, replace=False)).astype(np.int64)
     values = (1e-3 * rng.standard_normal((_ROWS, _DIM))).astype(np.float32)
-    body = ENCODINGS[encoding].encode(SparseChange(rows=rows, change=values))
+    body = ENCODINGS[load.encoding].encode(SparseChange(rows=rows, change=values))
     client = paho.Client(CallbackAPIVersion.VERSION2, client_id=f"publisher-{number}", protocol=paho.MQTTv311)
     client.max_inflight_messages_set(_IN_FLIGHT)
     client.connect(address.host, address.port)
@@ -71,13 +98,14 @@ def publish(
     topics = [FleetTopics(_FLEET).update(f"load-{number}-{device}") for device in range(_DEVICES)]
     start.wait()
     sent: list[paho.MQTTMessageInfo] = []
-    for place in range(count):
+    for place in range(load.each):
+        turn = place // _DEVICES
         update = Update(
             instance=instance,
-            incarnation=number + 1,
-            seq=place // _DEVICES + 1,
+            incarnation=turn + 1 if load.apart else number + 1,
+            seq=1 if load.apart else turn + 1,
             base_version=0,
-            encoding=encoding,
+            encoding=load.encoding,
             body=body,
         )
         sent.append(client.publish(topics[place % _DEVICES], encode(update), qos=1))
@@ -90,17 +118,13 @@ def publish(
 
 
 @contextlib.contextmanager
-def publishing(
-    address: BrokerAddress, publishers: int, updates: int, instance: int, encoding: str
-) -> Iterator[float]:
+def publishing(address: BrokerAddress, load: Load, instance: int) -> Iterator[float]:
     """Let all publishers send; give when they began, on the monotonic clock."""
     spawn = multiprocessing.get_context("spawn")
-    start = spawn.Barrier(publishers + 1)
+    start = spawn.Barrier(load.publishers + 1)
     processes = [
-        spawn.Process(
-            target=publish, args=(address, number, updates // publishers, instance, encoding, start)
-        )
-        for number in range(publishers)
+        spawn.Process(target=publish, args=(address, number, load, instance, start))
+        for number in range(load.publishers)
     ]
     for process in processes:
         process.start()
@@ -110,16 +134,15 @@ def publishing(
         process.join()
 
 
-def counted(address: BrokerAddress, publishers: int, updates: int, encoding: str) -> Taken:
+def counted(address: BrokerAddress, load: Load) -> Taken:
     """Give what a subscriber takes that only counts."""
-    total = updates // publishers * publishers
     seen = 0
     ended_at = 0.0
 
     def on_message(*_: object) -> None:
         nonlocal seen, ended_at
         seen += 1
-        if seen == total:
+        if seen == load.total:
             ended_at = time.monotonic()
 
     client = paho.Client(CallbackAPIVersion.VERSION2, client_id="counts", protocol=paho.MQTTv311)
@@ -127,60 +150,70 @@ def counted(address: BrokerAddress, publishers: int, updates: int, encoding: str
     client.connect(address.host, address.port)
     client.subscribe(str(FleetTopics(_FLEET).update_filter), qos=1)
     client.loop_start()
-    with publishing(address, publishers, updates, 0, encoding) as began_at:
+    with publishing(address, load, 0) as began_at:
         cpu_s = time.process_time()
         _wait(lambda: ended_at > 0.0, lambda: seen)
         cpu_s = time.process_time() - cpu_s
     client.disconnect()
     client.loop_stop()
-    return Taken(total / (ended_at - began_at), 1e6 * cpu_s / total, [])
+    return Taken(load.total / (ended_at - began_at), 1e6 * cpu_s / load.total, [], {})
 
 
-def aggregated(
-    address: BrokerAddress, folder: Path, publishers: int, updates: int, encoding: str, store: str
-) -> Taken:
-    """Give what the aggregator takes of the same."""
-    total = updates // publishers * publishers
+def aggregated(address: BrokerAddress, folder: Path, load: Load, store: str, workers: int = 0) -> Taken:
+    """Give what the aggregator, or so many workers, takes of the same."""
+    folder.mkdir()
     items, shop = folder / "items", folder / "shop"
     items.write_text("\n".join(f"item-{row}" for row in range(_ITEMS)))
-    port = free_port()
     environment = os.environ | {
         "OPENBLAS_NUM_THREADS": "1",
-        "PFEDREC_METRICS_PORT": str(port),
         "PFEDREC_GUARD_REPORTS": "0",
         "PFEDREC_MAX_STALENESS": "100000",  # the publishers do not follow versions
         "PFEDREC_LOG_LEVEL": "warning",
     }
     if store:
         environment["PFEDREC_STORE"] = store
-    aggregator = str(Path(sys.executable).parent / "edge-aggregator")
-    options = ["--fleet", _FLEET, "--items", str(items), "--dim", str(_DIM), "--encoding", encoding]
+    if workers:
+        environment["PFEDREC_TRY_BROKER"] = "false"
+    program = str(Path(sys.executable).parent / "edge-aggregator")
+    options = ["--fleet", _FLEET, "--items", str(items), "--dim", str(_DIM), "--encoding", load.encoding]
     made = subprocess.run(
-        [aggregator, "init", "--dir", str(shop), *options], env=environment, check=False, capture_output=True
+        [program, "init", "--dir", str(shop), *options], env=environment, check=False, capture_output=True
     )
     if made.returncode:
         sys.exit(made.stderr.decode())
-    opened = open_store(shop, load_config(shop, environment))
-    instance = opened.load().instance
-    opened.close()
-    command = [aggregator, "start", "--dir", str(shop), "--broker", str(address)]
-    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
-        try:
-            _wait(lambda: _accepted(port) is not None, lambda: 0)
-            memory: list[tuple[int, float]] = []
+    with contextlib.closing(open_store(shop, load_config(shop, environment))) as opened:
+        instance = opened.load().instance
+    command = [program, "start", "--dir", str(shop), "--broker", str(address)]
+    with contextlib.ExitStack() as stack:
+        running: dict[int, int] = {}
+        for name in [f"worker-{number}" for number in range(workers)] or [""]:
+            port = free_port()
+            process = stack.enter_context(
+                subprocess.Popen(
+                    [*command, "--worker", name] if name else command,
+                    env=environment | {"PFEDREC_METRICS_PORT": str(port)},
+                    stderr=subprocess.DEVNULL,
+                )
+            )
+            stack.callback(process.terminate)
+            running[port] = process.pid
+        _wait(lambda: all(_page(port, "readyz") is not None for port in running), lambda: 0)
+        memory: list[tuple[int, float]] = []
 
-            def look() -> int:
-                done = _accepted(port) or 0
-                memory.append((done, _resident_mb(process.pid)))
-                return done
+        def look() -> int:
+            done = sum(map(_accepted, running))
+            memory.append((done, sum(map(_resident_mb, running.values()))))
+            return done
 
-            with publishing(address, publishers, updates, instance, encoding) as began_at:
-                cpu_s = _cpu_s(process.pid)
-                _wait(lambda: look() >= total, lambda: memory[-1][0])
-                ended_at, cpu_s = time.monotonic(), _cpu_s(process.pid) - cpu_s
-            return Taken(total / (ended_at - began_at), 1e6 * cpu_s / total, memory)
-        finally:
-            process.terminate()
+        cpu_s, by_kind_s = sum(map(_cpu_s, running.values())), _cpu_by_kind_s()
+        with publishing(address, load, instance) as began_at:
+            _wait(lambda: look() >= load.total, lambda: memory[-1][0])
+            ended_at, cpu_s = time.monotonic(), sum(map(_cpu_s, running.values())) - cpu_s
+            by_kind_us = {
+                kind: 1e6 * (seconds - by_kind_s.get(kind, 0.0)) / load.total
+                for kind, seconds in _cpu_by_kind_s().items()
+            }
+        return Taken(load.total / (ended_at - began_at), 1e6 * cpu_s / load.total, memory, by_kind_us)
 
 
 def _wait(done: Callable[[], bool], progress: Callable[[], int]) -> None:
@@ -193,13 +226,17 @@ def _wait(done: Callable[[], bool], progress: Callable[[], int]) -> None:
         time.sleep(0.25)
 
 
-def _accepted(port: int) -> int | None:
+def _page(port: int, path: str) -> str | None:
     try:
-        with urllib.request.urlopen(f"http://{_HOST}:{port}/metrics", timeout=10) as response:
-            lines = response.read().decode().splitlines()
+        with urllib.request.urlopen(f"http://{_HOST}:{port}/{path}", timeout=10) as response:
+            return str(response.read().decode())
     except OSError:
         return None
+
+
+def _accepted(port: int) -> int:
     wanted = 'pfedrec_updates_total{verdict="accepted"}'
+    lines = (_page(port, "metrics") or "").splitlines()
     return next((int(float(line.split()[-1])) for line in lines if line.startswith(wanted)), 0)
 
 
@@ -214,6 +251,26 @@ def _cpu_s(pid: int) -> float:
     return (int(figures[11]) + int(figures[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def _cpu_by_kind_s() -> dict[str, float]:
+    """Give the CPU time, in seconds, of all that this process has started and still runs, by name."""
+    parents: dict[int, tuple[int, str, float]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            head, _, tail = path.read_text().rpartition(")")
+            fields = tail.split()
+            name = head.partition("(")[2]
+            ticks = sum(map(int, fields[11:15] if name == "postgres" else fields[11:13]))
+            parents[int(path.parent.name)] = int(fields[1]), name, ticks / os.sysconf("SC_CLK_TCK")
+    total: dict[str, float] = {}
+    for pid, (_, name, seconds) in parents.items():
+        above = pid
+        while above in parents and above != os.getpid():
+            above = parents[above][0]
+        if above == os.getpid() and pid != above:
+            total[name] = total.get(name, 0.0) + seconds
+    return total
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -221,23 +278,42 @@ def main() -> None:
     parser.add_argument("--publishers", type=int, default=4)
     parser.add_argument("--store", choices=["sqlite", "postgresql", "both"], default="sqlite")
     parser.add_argument("--encoding", choices=sorted(ENCODINGS), default="int8")
+    parser.add_argument("--workers", type=int, default=0, help="with a PostgreSQL store")
+    parser.add_argument("--broker", default="mosquitto", help="mosquitto, amqtt, or mqtt://HOST:PORT")
     arguments = parser.parse_args()
-    publishers, updates, encoding = arguments.publishers, arguments.updates, arguments.encoding
+    many = arguments.workers
+    load = Load(arguments.updates, arguments.publishers, arguments.encoding, apart=bool(many))
     stores = ["sqlite", "postgresql"] if arguments.store == "both" else [arguments.store]
+    runs = (
+        [("postgresql", count) for count in sorted({1, many})] if many else [(store, 0) for store in stores]
+    )
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-")))
-        broker = stack.enter_context(own_broker("mosquitto", _HOST, free_port(), folder / "broker"))
-        baseline = counted(broker.address, publishers, min(updates, 20_000), encoding)
+        if arguments.broker in ("mosquitto", "amqtt"):
+            own = stack.enter_context(own_broker(arguments.broker, _HOST, free_port(), folder / "broker"))
+            address = own.address
+        else:
+            address = BrokerAddress.parse(arguments.broker)
+        baseline = counted(address, load._replace(updates=min(load.updates, 20_000)))
         print(f"a subscriber that counts: {baseline}", flush=True)
-        for store in stores:
-            url = ""
-            if store == "postgresql":
-                url = stack.enter_context(running_cluster(durable=True)).new_store()
-            (folder / store).mkdir()
-            taken = aggregated(broker.address, folder / store, publishers, updates, encoding, url)
-            ratio = taken.per_second / baseline.per_second
-            print(f"edge-aggregator, {store}: {taken}; {ratio:.2f} of the rate", flush=True)
-            _print_memory(taken.memory, updates)
+        cluster = None
+        if any(store == "postgresql" for store, _ in runs):
+            cluster = stack.enter_context(running_cluster(durable=True))
+        first = 0.0
+        for store, workers in runs:
+            url = cluster.new_store() if store == "postgresql" and cluster is not None else ""
+            taken = aggregated(address, folder / f"{store}-{workers}", load, url, workers)
+            who = f"{workers} worker{'s' * (workers > 1)}" if workers else f"edge-aggregator, {store}"
+            beside = f", {taken.per_second / first:.2f} of one worker's" if first else ""
+            print(
+                f"{who}: {taken}; {taken.per_second / baseline.per_second:.2f} of the rate{beside}",
+                flush=True,
+            )
+            if workers:
+                first = first or taken.per_second
+                each = (f"{kind} {used:.0f} µs" for kind, used in sorted(taken.by_kind_us.items()))
+                print(f"CPU of each, by process: {', '.join(each)}", flush=True)
+            _print_memory(taken.memory, load.updates)
 
 
 def _print_memory(memory: list[tuple[int, float]], updates: int) -> None:
