@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -65,19 +66,49 @@ def told(directory: Path, name: str) -> Any:
         return store.fact(name)
 
 
-class RunningAgent:
-    """An agent in a thread. What ends it is raised where the block ends."""
+class InThread(ABC):
+    """Something that runs in a thread until the block ends. What ends it before is raised there."""
+
+    def __init__(self, name: str) -> None:
+        self.sentences: list[str] = []
+        self._stop = threading.Event()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name=name)
+
+    @abstractmethod
+    def _work(self) -> None:
+        """Run until `_stop` is set."""
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:  # noqa: BLE001 - handed over to the test's thread
+            self._failure = error
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join(PATIENCE_S)
+        assert not self._thread.is_alive(), f"the {self._thread.name} does not stop"
+        if self._failure is not None:
+            raise self._failure from error
+
+
+class RunningAgent(InThread):
+    """An agent in a thread."""
 
     def __init__(self, directory: Path, seed: int = 1, root: Path = Path("/"), **environment: str) -> None:
-        self.sentences: list[str] = []
+        super().__init__("agent")
         self.agent: Agent | None = None
         self._root = root
         self._environment = environment
         self._directory = directory
         self._seed = seed
-        self._stop = threading.Event()
-        self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="agent")
 
     def hear(self, *words: str) -> None:
         """Wait until the newest sentence has these words."""
@@ -92,28 +123,12 @@ class RunningAgent:
         failure, self._failure = self._failure, None
         return failure
 
-    def _run(self) -> None:
-        try:
-            with looking_at(self._directory) as store:
-                config = load_config(self._directory, self._environment)
-                rng = np.random.default_rng(self._seed)
-                self.agent = Agent(config, store, self.sentences.append, rng, self._root)
-                self.agent.run(self._stop)
-        except BaseException as error:  # noqa: BLE001 - handed over to the test's thread
-            self._failure = error
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join(PATIENCE_S)
-        assert not self._thread.is_alive(), "the agent does not stop"
-        if self._failure is not None:
-            raise self._failure from error
+    def _work(self) -> None:
+        with looking_at(self._directory) as store:
+            config = load_config(self._directory, self._environment)
+            rng = np.random.default_rng(self._seed)
+            self.agent = Agent(config, store, self.sentences.append, rng, self._root)
+            self.agent.run(self._stop)
 
 
 class PlayedAggregator:

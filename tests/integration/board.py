@@ -32,7 +32,7 @@ from broker.embedded import BrokerKind
 from firmware_tools.c_export import export, make_model
 from firmware_tools.targets import TARGETS
 from tests.brokers import HOST, PATIENCE_S, SLOWNESS
-from tests.integration.evidence import Finding, device_facts, findings, place_witnesses
+from tests.integration.evidence import Finding, conclude, device_facts, findings, place_witnesses
 from tests.integration.kills import LONGEST_REST_S, at_rest
 from tests.integration.processes import (
     Directories,
@@ -344,11 +344,7 @@ def main() -> int:
     sys.stdout.write(f"{outcome}\n")
     for name, (before, after) in outcome.best.items():
         sys.stdout.write(f"  {name}: {' '.join(before)} -> {' '.join(after)}\n")
-    if outcome.holds and not arguments.keep:
-        shutil.rmtree(work)
-    else:
-        sys.stdout.write(f"directories and logs: {work}\n")
-    return 0 if outcome.holds else 1
+    return conclude(work, holds=outcome.holds, keep=arguments.keep)
 
 
 if __name__ == "__main__":

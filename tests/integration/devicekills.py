@@ -29,6 +29,7 @@ from tests.integration.evidence import (
     Call,
     DeviceFacts,
     Finding,
+    conclude,
     device_facts,
     findings,
     kept_interactions,
@@ -237,11 +238,7 @@ def main() -> int:
     work = Path(tempfile.mkdtemp(prefix="pfedrec-devicekills-"))
     outcome = kill_a_device(work / "fleet", seed=arguments.seed, kills=arguments.kills)
     sys.stdout.write(f"{outcome}\n")
-    if outcome.holds and not arguments.keep:
-        shutil.rmtree(work)
-    else:
-        sys.stdout.write(f"directories and logs: {work}\n")
-    return 0 if outcome.holds else 1
+    return conclude(work, holds=outcome.holds, keep=arguments.keep)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ and every head whose table it takes; and every version's table.
 """
 
 import hashlib
+import shutil
 import sqlite3
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -418,3 +420,12 @@ def _conduct(directories: Directories, evidence: Evidence, ended_alone: Sequence
         f"{len(logs)} logs without a traceback, {len(ended_alone)} processes ended by themselves",
         broken,
     )
+
+
+def conclude(work: Path, *, holds: bool, keep: bool) -> int:
+    """Remove what a good run leaves, unless it is to be kept, or say where it is; give the exit code."""
+    if holds and not keep:
+        shutil.rmtree(work)
+    else:
+        sys.stdout.write(f"directories and logs: {work}\n")
+    return 0 if holds else 1

@@ -3,14 +3,12 @@
 import os
 import select
 import socket
-import threading
 import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -50,6 +48,7 @@ from tests.edge.builders import ITEM_KEYS, a_head, a_plan, a_table
 from tests.edge.gateway.builders import a_state
 from tests.edge.running import (
     DEVICE,
+    InThread,
     PlayedAggregator,
     a_directory,
     looking_at,
@@ -151,15 +150,12 @@ def an_update(state: State) -> bytes:
     return encode(made)
 
 
-class RunningGateway:
+class RunningGateway(InThread):
     """A gateway in a thread."""
 
     def __init__(self, directory: Path, *ports: str) -> None:
-        self.sentences: list[str] = []
+        super().__init__("gateway")
         self._gateway = Gateway([Port(port) for port in ports], directory, self.sentences.append, {})
-        self._stop = threading.Event()
-        self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="gateway")
 
     @property
     def state(self) -> str:
@@ -173,24 +169,8 @@ class RunningGateway:
             f"a sentence with {words} in {self.sentences}",
         )
 
-    def _run(self) -> None:
-        try:
-            self._gateway.run(self._stop)
-        except BaseException as error:  # noqa: BLE001 - handed over to the test's thread
-            self._failure = error
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join(PATIENCE_S)
-        assert not self._thread.is_alive(), "the gateway does not stop"
-        if self._failure is not None:
-            raise self._failure from error
+    def _work(self) -> None:
+        self._gateway.run(self._stop)
 
 
 @pytest.fixture
