@@ -49,7 +49,9 @@ KEEPALIVE_S = 30
 _MAX_IN_FLIGHT = 0
 """Any number. With a limit paho looks at every message under way for each that the broker acknowledges."""
 _FIRST_WAIT_S = 0.5
-_LONGEST_WAIT_S = 60.0
+LONGEST_WAIT_S = 60.0
+SERVERS_LONGEST_WAIT_S = 5.0
+"""Of an aggregator: there is one, or a few, and a fleet waits for it."""
 _SHORTEST_WAIT_S = 0.05
 _STOP_S = 1.0
 """Longest wait for the network thread's end. It may hang in a name's resolution or a connection's attempt for
@@ -156,12 +158,14 @@ class EventQueue(queue.Queue[LinkEvent]):
         return item
 
 
-def jittered_waits(draw: Callable[[float, float], float]) -> Iterator[float]:
+def jittered_waits(
+    draw: Callable[[float, float], float], longest_s: float = LONGEST_WAIT_S
+) -> Iterator[float]:
     """Give waits in seconds between attempts, without end: full jitter below a bound that doubles."""
     bound = _FIRST_WAIT_S
     while True:
         yield max(_SHORTEST_WAIT_S, draw(0.0, bound))
-        bound = min(2.0 * bound, _LONGEST_WAIT_S)
+        bound = min(2.0 * bound, longest_s)
 
 
 class Connection:
@@ -178,6 +182,8 @@ class Connection:
         gives the topic and payload that the broker publishes, retained, when the connection breaks.
     clean : bool
         Whether the broker forgets the subscriptions and the queue with the connection instead.
+    longest_wait_s : float
+        Between two attempts to connect.
 
     Raises
     ------
@@ -193,6 +199,7 @@ class Connection:
         *,
         last_will: Callable[[int], tuple[Topic, bytes]] | None = None,
         clean: bool = False,
+        longest_wait_s: float = LONGEST_WAIT_S,
     ) -> None:
         self.address = address
         self.connected = False
@@ -204,7 +211,8 @@ class Connection:
         self._client_id = client_id
         self._connected_at = 0.0
         self._answered = False
-        self._waits = jittered_waits(random.SystemRandom().uniform)
+        self._longest_wait_s = longest_wait_s
+        self._waits = self._new_waits()
         self._client = Client(
             CallbackAPIVersion.VERSION2,
             client_id=client_id,
@@ -321,7 +329,7 @@ class Connection:
         was_connected, self.connected = self.connected, False
         held = was_connected and time.monotonic() - self._connected_at >= _HELD_S
         if held:
-            self._waits = jittered_waits(random.SystemRandom().uniform)
+            self._waits = self._new_waits()
         self._wait_longer(client)
         if was_connected and code.is_failure:
             hint = "" if held else f"; perhaps another client has the id {self._client_id}"
@@ -344,6 +352,9 @@ class Connection:
                 retained=message.retain,
             )
         )
+
+    def _new_waits(self) -> Iterator[float]:
+        return jittered_waits(random.SystemRandom().uniform, self._longest_wait_s)
 
     def _wait_longer(self, client: paho.Client) -> None:
         wait = next(self._waits)

@@ -323,8 +323,6 @@ class Agent:
         before, interacted = self._holding.model, self._interacted
         if before is None or interacted is None or before.head.instance != head.instance:
             return None
-        if head.version <= before.head.version:  # set back: nothing to compare
-            return None
         if not head.asks(self._config.device_id):
             return None
         return compare(

@@ -42,6 +42,9 @@ def compare(
 ) -> Quality | None:
     """Give the report about the table that `head` announces; None where there is nothing to compare.
 
+    That is so, too, where a fleet was set back and `head` is of no newer version: the guard asks how much
+    better a version is than one before it.
+
     Parameters
     ----------
     table : ndarray, shape (n_items, dim), float32
@@ -55,6 +58,8 @@ def compare(
     retired : ndarray, int64
         Rows that are no candidates.
     """
+    if head.version <= version_before:
+        return None
     n_items = min(len(table), len(before))
     newest, retired = newest[newest < n_items], retired[retired < n_items]
     excluded = np.union1d(newest, retired)

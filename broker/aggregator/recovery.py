@@ -8,15 +8,14 @@ state.
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import TypeVar
 
 from broker.aggregator.store.sql import SqlStore
-from broker.connection import jittered_waits
+from broker.connection import SERVERS_LONGEST_WAIT_S, jittered_waits
 from broker.errors import StoreLostError
 
-_LONGEST_WAIT_S = 5.0
 _ALIVE_S = 1.0
 
 _Store = TypeVar("_Store", bound=SqlStore)
@@ -39,20 +38,24 @@ def serve_with(
         Called once a second while the store is away.
     """
     gone = False
-    waits = jittered_waits(random.SystemRandom().uniform)
+    waits = _new_waits()
     while not stop.is_set():
         try:
             with closing(open_store()) as store:
                 if gone:
                     say("the store is back")
-                gone, waits = False, jittered_waits(random.SystemRandom().uniform)
+                gone, waits = False, _new_waits()
                 serve(store)
                 return
         except StoreLostError as error:
             if not gone:
                 say(f"{error}; trying again until it is back")
             gone = True
-        until = time.monotonic() + min(_LONGEST_WAIT_S, next(waits))
+        until = time.monotonic() + next(waits)
         while not stop.is_set() and (left := until - time.monotonic()) > 0.0:
             alive()
             stop.wait(min(left, _ALIVE_S))
+
+
+def _new_waits() -> Iterator[float]:
+    return jittered_waits(random.SystemRandom().uniform, SERVERS_LONGEST_WAIT_S)

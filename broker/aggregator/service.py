@@ -36,6 +36,7 @@ from broker.aggregator.refusals import RefusalLog
 from broker.aggregator.store.interface import AggregatorStore, Batch
 from broker.aggregator.watching import Watch, WorkedBatch, refusal_name
 from broker.connection import (
+    SERVERS_LONGEST_WAIT_S,
     WINDOW_EVENTS,
     Connected,
     Connection,
@@ -264,7 +265,11 @@ class AggregatorService:
 
     def _connection_to(self, address: BrokerAddress) -> Connection:
         return Connection(
-            address, f"pfedrec-{self._config.fleet}-aggregator", self._events, last_will=self._last_will
+            address,
+            f"pfedrec-{self._config.fleet}-aggregator",
+            self._events,
+            last_will=self._last_will,
+            longest_wait_s=SERVERS_LONGEST_WAIT_S,
         )
 
     def _largest_update(self) -> int:

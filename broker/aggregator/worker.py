@@ -33,7 +33,7 @@ from broker.aggregator.service import WAKE_S, AggregatorService
 from broker.aggregator.store.postgres import PostgresStore
 from broker.aggregator.store.sharing import ContestedError, SharedJournal
 from broker.aggregator.watching import Watch, refusal_name
-from broker.connection import Connection, Received
+from broker.connection import SERVERS_LONGEST_WAIT_S, Connection, Received
 from broker.errors import InUseError, ProtocolError
 from broker.protocol.messages import Chunk, Head, Status, Update, decode, encode
 from broker.protocol.topics import Address, Filter
@@ -147,7 +147,14 @@ class WorkerService(AggregatorService):
 
     def _connection_to(self, address: BrokerAddress) -> Connection:
         name = f"pfedrec-{self._config.fleet}-aggregator-{self._name}"
-        return Connection(address, name, self._events, last_will=self._last_will, clean=True)
+        return Connection(
+            address,
+            name,
+            self._events,
+            last_will=self._last_will,
+            clean=True,
+            longest_wait_s=SERVERS_LONGEST_WAIT_S,
+        )
 
     def _longest_wait(self) -> float:
         if not self._leads:

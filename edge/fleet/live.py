@@ -244,16 +244,32 @@ class LiveFleet:
             return
         table, _ = download.result()
         self._pending_head = None
-        before = None if self._newest is None else self._newest[0].version
+        before = None if self._newest is None else self._newest[0]
         self._newest = (head, table, size + download.bytes_received)
         self._table_arrived.set()
-        if before != head.version:
+        if before is not None and before.session != head.session:
+            self._let_send_again()
+        if before is None or before.version != head.version:
             self._end_rest()
             self._on_version(head.version)
             if self._book.counted >= len(self._devices) and not self._finishing:
                 self._end_round()
 
     # -- devices -----------------------------------------------------------------------------------
+
+    def _let_send_again(self) -> None:
+        """Show the newest head to those who wait for a receipt, whose turn to look at it has not come.
+
+        The aggregator was away; what it was sent meanwhile, it may never get.
+        """
+        for device in self._devices:
+            if device.outbox is not None:
+                self._carry_out(device, self._look(device))
+
+    def _look(self, device: VirtualDevice) -> list[Command]:
+        """Have a device do what is due, with the newest head before it: that is the table it would fetch."""
+        session, head, now = device.session, self.head, time.monotonic()
+        return session.tick(now) if session.head is head else session.head_received(head, now)
 
     def _carry_out(self, device: VirtualDevice, commands: list[Command]) -> None:
         for command in commands:
@@ -337,12 +353,8 @@ class LiveFleet:
         self._wake.set()
 
     def _check_in(self, device: VirtualDevice) -> None:
-        now = time.monotonic()
-        session = device.session
         made_before = device.updates_made
-        head = self.head
-        commands = session.head_received(head, now) if session.head is not head else session.tick(now)
-        self._carry_out(device, commands)
+        self._carry_out(device, self._look(device))
         if device.updates_made > made_before:
             self._waiting += 1
             self._book.traffic.updates += 1
@@ -384,30 +396,28 @@ class LiveFleet:
         for device in self._devices:
             device.session.may_train = False
         deadline = time.monotonic() + STALLED_S
-        while self._waiting or self._aggregator.ledger().pending:
+        while (unfinished := self._unfinished()) is not None:
             self._aggregator.require_running()
             if time.monotonic() > deadline:
-                raise TimedOutError(
-                    f"{self._waiting} updates were not answered within {STALLED_S:.0f} s of the end"
-                )
+                raise TimedOutError(f"{unfinished} within {STALLED_S:.0f} s of the end")
             await asyncio.sleep(_POLL_S)
-        last, _ = self._aggregator.newest()
-        while self.head.version < last:
-            if time.monotonic() > deadline:
-                raise TimedOutError(f"version {last} did not arrive within {STALLED_S:.0f} s of the end")
-            await asyncio.sleep(_POLL_S)
-        behind = self._devices
-        while behind:
-            now = time.monotonic()
-            for device in behind:
-                # One whose connection is just being made again takes the table once it is back.
-                self._carry_out(device, device.session.head_received(self.head, now))
-            behind = [device for device in behind if device.session.version != last]
-            if behind and now > deadline:
-                raise TimedOutError(f"{len(behind)} devices did not come back within {STALLED_S:.0f} s")
-            await asyncio.sleep(_POLL_S if behind else 0.0)
         if self._book.traffic.updates:
             self._end_round()
+
+    def _unfinished(self) -> str | None:
+        """Let devices take the newest table, and report it if they are asked to; say what is not done yet."""
+        behind = [device for device in self._devices if device.session.version != self.head.version]
+        for device in behind:
+            # One whose connection is just being made again takes the table once it is back.
+            self._carry_out(device, self._look(device))
+        if self._waiting:
+            return f"{self._waiting} updates were not answered"
+        if pending := self._aggregator.ledger().pending:
+            return f"{pending} accepted updates were not counted"
+        last, _ = self._aggregator.newest()
+        if self.head.version < last:
+            return f"version {last} did not arrive"
+        return f"{len(behind)} devices did not come back" if behind else None
 
     async def _say_goodbye(self) -> None:
         # What was under way on a connection that was lost is confirmed by nobody.
@@ -420,10 +430,9 @@ class LiveFleet:
         """Let sessions send again what was not answered in time."""
         while True:
             await asyncio.sleep(_TICK_S)
-            now = time.monotonic()
             for device in self._devices:
                 if device.outbox is not None:
-                    self._carry_out(device, device.session.tick(now))
+                    self._carry_out(device, self._look(device))
 
     def _end_round(self) -> None:
         head, table, _ = self._newest or self._no_table()

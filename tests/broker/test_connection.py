@@ -18,6 +18,7 @@ import pytest
 
 from broker.address import BrokerAddress
 from broker.connection import (
+    SERVERS_LONGEST_WAIT_S,
     Connected,
     Connection,
     EventQueue,
@@ -489,6 +490,12 @@ def test_waits_are_drawn_below_a_bound_that_doubles_up_to_a_minute() -> None:
     waits = list(islice(jittered_waits(highest), 9))
 
     assert waits == bounds == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0]
+
+
+def test_waits_of_an_aggregator_are_shorter() -> None:
+    """A fleet waits for it: it is back soon after its broker is."""
+    waits = jittered_waits(lambda _, high: high, SERVERS_LONGEST_WAIT_S)
+    assert list(islice(waits, 6)) == [0.5, 1.0, 2.0, 4.0, 5.0, 5.0]
 
 
 def test_wait_is_never_nothing() -> None:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,10 +19,16 @@ PLAN = a_plan(guard=1.0)
 
 
 def compared(
-    table: Floats, before: Floats, *, newest: Rows = NEWEST, retired: Rows = NONE, seed: int = 0
+    table: Floats,
+    before: Floats,
+    *,
+    newest: Rows = NEWEST,
+    retired: Rows = NONE,
+    seed: int = 0,
+    version: int = 8,
 ) -> Quality | None:
-    """Compare for a user whose w is (1, 0)."""
-    head = a_head(8, table=table, plan=PLAN, item_keys=[str(row) for row in range(len(table))])
+    """Compare for a user whose w is (1, 0), and whose device has version 6."""
+    head = a_head(version, table=table, plan=PLAN, item_keys=[str(row) for row in range(len(table))])
     start = ScoreFunction(w=np.array([1, 0], dtype=np.float32), b=0.0)
     return compare(head, table, 6, before, start, newest, retired, np.random.default_rng(seed))
 
@@ -56,6 +63,12 @@ def test_same_tables_give_the_same_figures(seed: int) -> None:
         report.ndcg_before,
         report.loss_before,
     )
+
+
+@pytest.mark.parametrize("version", [6, 5])
+def test_no_report_where_the_fleet_was_set_back(version: int) -> None:
+    """A broker that lost its newest state offers what it had before; nothing can be said of that."""
+    assert compared(first_at(0.0), first_at(1.0), version=version) is None
 
 
 def test_candidates_are_items_in_use_that_the_user_does_not_have() -> None:

@@ -264,6 +264,15 @@ def test_one_device_is_a_fleet(call: Call, tmp_path: Path, home: Path) -> None:
     assert_balanced(found, version=5, devices=1)
 
 
+def test_fleet_whose_versions_are_on_trial_comes_to_rest(call: Call, tmp_path: Path, home: Path) -> None:
+    """With so many devices the guard waits for reports, of the last version too."""
+    options = ("--data", "synthetic:80x200", "--protocol", "clean", "--buffer", 24, "--deadline", 0.3)
+
+    found = call("run", *options, "--versions", 8, "--out", tmp_path / "run")
+
+    assert_balanced(found, version=8, devices=80)
+
+
 # -- what an external broker remembers -------------------------------------------------------------
 
 
@@ -320,8 +329,8 @@ def test_broker_that_is_killed_costs_no_update(
     call: Call, tmp_path: Path, home: Path, mortal_broker: RunningBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run goes on once it is back, with empty hands, and the books balance."""
-    # What reaches it before the aggregator does is lost, and sent again after this time, usually 30 s.
-    monkeypatch.setattr(session, "RESEND_S", 1.0)
+    # What reaches it before the aggregator does is lost; devices hear of that by its head's new session.
+    monkeypatch.setattr(session, "RESEND_S", 100.0 * PATIENCE_S)
     out = tmp_path / "run"
     arguments = ("run", *SMALL, "--broker", mortal_broker.url, "--versions", 40, "--save-users", "--out", out)
 
@@ -532,7 +541,7 @@ def test_updates_that_are_never_counted_are_not_waited_for_without_end(
     found = call("run", *SMALL, "--versions", 3, "--out", tmp_path / "run")
 
     assert (found.code, found.out) == (ExitCode.TIMED_OUT, "")
-    assert "updates were not answered within 0 s of the end" in found.err
+    assert re.search("updates were not (answered|counted) within 0 s of the end", found.err)
 
 
 Change = Callable[[Any], Any]

@@ -253,11 +253,12 @@ def chaos(directory: Path, *, store: Store, kills: int, devices: int, seed: int)
             lambda _: None,
         )
         fleet.told = defaultdict(set)
-        with _running([broker, *aggregators]), _living(fleet, is_here) as rest:
+        trouble: list[str] = []
+        with _running([broker, *aggregators]), _living(fleet, is_here, trouble) as rest:
             began = time.monotonic()
-            _kill_at_random(victims, kills, seed, fleet)
+            _kill_at_random(victims, kills, seed, fleet, trouble)
             ended = time.monotonic()
-            trouble = rest()
+            rest()
             rested = time.monotonic()
         with closing(served.open()) as opened:
             evidence = Evidence.of(opened, fleet, people)
@@ -306,12 +307,11 @@ def _running(processes: Sequence[Mortal]) -> Iterator[None]:
 
 
 @contextmanager
-def _living(fleet: LiveFleet, is_here: threading.Event) -> Iterator[Callable[[], list[str]]]:
-    """Let a fleet live on a thread, from its first table on.
+def _living(fleet: LiveFleet, is_here: threading.Event, trouble: list[str]) -> Iterator[Callable[[], None]]:
+    """Let a fleet live on a thread, from its first table on; what goes wrong comes to `trouble`.
 
-    Gives what waits until it has come to rest, and says what went wrong.
+    Gives what waits until it has come to rest.
     """
-    trouble: list[str] = []
 
     def live() -> None:
         try:
@@ -319,10 +319,9 @@ def _living(fleet: LiveFleet, is_here: threading.Event) -> Iterator[Callable[[],
         except Exception as error:  # noqa: BLE001 - whatever it is, it goes into the findings
             trouble.append(f"the fleet ended with {type(error).__name__}: {error}")
 
-    def rest() -> list[str]:
+    def rest() -> None:
         fleet.finish()
         thread.join()
-        return trouble
 
     thread = threading.Thread(target=live, name="fleet")
     thread.start()
@@ -333,10 +332,13 @@ def _living(fleet: LiveFleet, is_here: threading.Event) -> Iterator[Callable[[],
         rest()
 
 
-def _kill_at_random(victims: Sequence[Victim], kills: int, seed: int, fleet: Witnessed) -> None:
+def _kill_at_random(
+    victims: Sequence[Victim], kills: int, seed: int, fleet: Witnessed, trouble: Sequence[str]
+) -> None:
     """Kill one after the other; every second time only after updates were answered again.
 
-    On a busy machine processes would else be killed while they start, and nothing would be under way.
+    On a busy machine processes would else be killed while they start, and nothing would be under way. Once
+    the fleet has ended, nothing more is killed.
     """
     rng = seeded(seed, "chaos")
     order = [victims[number % len(victims)] for number in range(kills)]
@@ -344,8 +346,10 @@ def _kill_at_random(victims: Sequence[Victim], kills: int, seed: int, fleet: Wit
     for number, victim in enumerate(order):
         if number % 2 == 0:
             before, until = len(fleet.told), time.monotonic() + 4.0 * PATIENCE_S
-            while len(fleet.told) == before and time.monotonic() < until:
+            while len(fleet.told) == before and time.monotonic() < until and not trouble:
                 time.sleep(_POLL_S)
+        if trouble:
+            return
         time.sleep(rng.expovariate(1.0 / MEAN_PAUSE_S))
         victim.kill()
         victim.start()
