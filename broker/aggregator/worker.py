@@ -103,6 +103,7 @@ class WorkerService(AggregatorService):
         self._leads = False
         self._arrived: list[tuple[str, Update, bytes]] = []
         self._taken: list[int] = []
+        self._spent: list[int] = []
         self._more_waits = False
         self._overwritten = False
         self._ask_again = False
@@ -284,6 +285,12 @@ class WorkerService(AggregatorService):
         self._show_presence(online=True)
         self._watch.connected()
 
+    def _commit(self, commands: list[Command], new_devices: list[str], refused: int) -> bool:
+        stored = super()._commit(commands, new_devices, refused)
+        # Until here the journal says that they wait.
+        self._spent.clear()
+        return stored
+
     # -- what the leader does ----------------------------------------------------------------------
 
     def _begin_to_lead(self) -> None:
@@ -301,7 +308,7 @@ class WorkerService(AggregatorService):
     def _close_due(self, now: float) -> list[Command]:
         """Take what is journalled, and close the rounds that are due."""
         commands: list[Command] = []
-        waiting = self._journal.waiting(self._taken, _MOST_TAKEN)
+        waiting = self._journal.waiting([*self._taken, *self._spent], _MOST_TAKEN)
         self._more_waits = len(waiting) == _MOST_TAKEN
         for each in waiting:
             given_up_by = self._core.given_up_by(each.update.base_version)
@@ -339,6 +346,7 @@ class WorkerService(AggregatorService):
         for command in commands:
             if isinstance(command, CloseRound):
                 named.append(replace(command, spends=tuple(self._taken)))
+                self._spent += self._taken
                 self._taken.clear()
             else:
                 named.append(command)

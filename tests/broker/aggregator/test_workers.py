@@ -26,7 +26,7 @@ from broker.aggregator.store.sharing import ContestedError, SharedJournal
 from broker.aggregator.worker import WorkerService
 from broker.errors import InUseError
 from broker.protocol.encodings import SparseChange
-from broker.protocol.messages import Head, Status, Update, encode
+from broker.protocol.messages import Head, Quality, Status, Update, encode
 from tests.broker.aggregator.builders import a_change, a_genesis, a_round, an_entry, an_update
 from tests.broker.aggregator.fleet import Device, make_directory
 from tests.brokers import PATIENCE_S, RunningBroker
@@ -248,6 +248,24 @@ def an_update_for(head: Head, seq: int, change: SparseChange | None = None) -> U
     )
 
 
+def a_report(head: Head) -> Quality:
+    """Give a report that a version is as good as the one before."""
+    return Quality(
+        instance=head.instance,
+        version=head.version,
+        version_before=head.version - 1,
+        candidates=9,
+        hits=0,
+        hits_before=0,
+        beaten=5,
+        beaten_before=5,
+        ndcg=0.0,
+        ndcg_before=0.0,
+        loss=0.5,
+        loss_before=0.5,
+    )
+
+
 @pytest.mark.mqtt
 def test_workers_share_updates_and_one_goes_on_when_the_leader_ends(
     workers: Workers, shared_mosquitto: RunningBroker
@@ -278,6 +296,39 @@ def test_workers_share_updates_and_one_goes_on_when_the_leader_ends(
         np.testing.assert_array_equal(store.load().table, table)
         assert [each.judgement for each in examine(store)] == ["proved"] * 5
         assert (store.ledger().counted, store.ledger().duplicates) == (10, 9)
+
+
+@pytest.mark.mqtt
+def test_round_that_a_report_closes_counts_its_updates_once(
+    cluster: Cluster, shared_mosquitto: RunningBroker, tmp_path: Path
+) -> None:
+    """The guard holds a round back until a version is good; what it has is not taken for the next, too."""
+    config = AggregatorConfig(
+        fleet=f"guarded-{os.getpid()}-{next(_numbers)}",
+        buffer=2,
+        deadline_s=0.0,
+        population=4,
+        guard_reports=2,
+        store=cluster.new_store(),
+        broker=shared_mosquitto.url,
+    )
+    path = make_directory(tmp_path / "aggregator", config, n_items=3000, dim=32)
+    workers = Workers(path, config.store, shared_mosquitto.address)
+    with workers.working("a"), Device(shared_mosquitto.address, config.fleet) as device:
+        head = device.head()
+        for version in range(1, 6):
+            for seq in (2 * version - 1, 2 * version):
+                assert device.send(an_update_for(head, seq)).verdict == "accepted"
+            if version == 1:
+                head = device.head(lambda head: head.version == 1)
+                continue
+            for name in ("one", "other"):
+                report = encode(a_report(head))
+                device.publish(device.topics.quality(name), report)
+            head = device.head(lambda head, wanted=version: head.version == wanted)
+    with closing(workers.store()) as store:
+        assert [each.judgement for each in examine(store)] == ["proved"] * 5
+        assert (store.ledger().counted, store.ledger().pending) == (10, 0)
 
 
 @pytest.mark.mqtt
