@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from itertools import count
@@ -248,6 +248,11 @@ def an_update_for(head: Head, seq: int, change: SparseChange | None = None) -> U
     )
 
 
+def of_version(version: int) -> Callable[[Head], bool]:
+    """Give what tells whether a head is of that version."""
+    return lambda head: head.version == version
+
+
 def a_report(head: Head) -> Quality:
     """Give a report that a version is as good as the one before."""
     return Quality(
@@ -320,12 +325,12 @@ def test_round_that_a_report_closes_counts_its_updates_once(
             for seq in (2 * version - 1, 2 * version):
                 assert device.send(an_update_for(head, seq)).verdict == "accepted"
             if version == 1:
-                head = device.head(lambda head: head.version == 1)
+                head = device.head(of_version(1))
                 continue
             for name in ("one", "other"):
                 report = encode(a_report(head))
                 device.publish(device.topics.quality(name), report)
-            head = device.head(lambda head, wanted=version: head.version == wanted)
+            head = device.head(of_version(version))
     with closing(workers.store()) as store:
         assert [each.judgement for each in examine(store)] == ["proved"] * 5
         assert (store.ledger().counted, store.ledger().pending) == (10, 0)
