@@ -290,7 +290,8 @@ def test_workers_share_updates_and_one_goes_on_when_the_leader_ends(
             assert not other.leads
             before = device.head(lambda head: head.version == 4)
     with workers.working("a") as other, Device(shared_mosquitto.address, fleet) as device:
-        wait_until(lambda: other.leads, "a leads")
+        # Not only leads: b may have left a head with a newer session than the one that the device has seen.
+        wait_until(lambda: other.leads and other.head_published, "a leads")
         head = device.head(lambda head: head.session > before.session)
         assert head.version == 4
         assert device.send(an_update_for(head, 8)).verdict == "duplicate"
