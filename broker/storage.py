@@ -376,8 +376,13 @@ def _give_to_owner(path: Path, handle: int | None = None) -> None:
             os.fchown(handle, directory.st_uid, directory.st_gid)
 
 
-def connect_sqlite(path: Path) -> sqlite3.Connection:
+def connect_sqlite(path: Path, page_bytes: int = 4096) -> sqlite3.Connection:
     """Open a database in WAL mode with full durability; transactions are begun by hand.
+
+    Parameters
+    ----------
+    page_bytes : int
+        Of a database that is made; one that is there keeps its own.
 
     Raises
     ------
@@ -388,6 +393,7 @@ def connect_sqlite(path: Path) -> sqlite3.Connection:
             path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
         )
         try:
+            connection.execute(f"PRAGMA page_size = {page_bytes}")
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA foreign_keys = ON")

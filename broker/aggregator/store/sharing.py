@@ -17,7 +17,8 @@ from broker.aggregator.decisions import Answered, CoreState, JournalEntry
 from broker.aggregator.store.interface import PlacedEntry
 from broker.aggregator.store.postgres import PostgresStore
 from broker.aggregator.store.schema import ANSWERED, BODIES, CATALOGUE, DEVICES, JOURNAL, VERSIONS
-from broker.aggregator.store.sql import IS_PENDING, fact, upsert
+from broker.aggregator.store.sql import IS_PENDING
+from broker.aggregator.store.statements import fact, upsert
 from broker.errors import CorruptError, PFedRecError, ProtocolError
 from broker.protocol.messages import MAX_TRANSFER_BYTES, Update, decode
 from trainer.params import Floats

@@ -23,7 +23,6 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, NoResultFound
 
 from broker.aggregator.catalogue_changes import CatalogueChange
@@ -60,6 +59,7 @@ from broker.aggregator.store.schema import (
     STRATEGY_STATE,
     VERSIONS,
 )
+from broker.aggregator.store.statements import add_to_fact, fact, insert_rows, upsert
 from broker.errors import CorruptError, ProtocolError
 from broker.protocol.catalogue import Catalogue
 from broker.protocol.messages import MAX_TRANSFER_BYTES, Update, decode
@@ -182,7 +182,7 @@ class SqlStore(ABC):
                 )
             for name, amount in (("duplicates", batch.duplicates), ("refused", batch.refused)):
                 if amount:
-                    _add_to_fact(connection, name, amount)
+                    add_to_fact(connection, name, amount)
             rounds = [command for command in batch.commands if isinstance(command, CloseRound)]
             self._spend(connection, rounds)
             self._insert_entries(connection, batch.entries(self._keep_versions))
@@ -250,29 +250,27 @@ class SqlStore(ABC):
         if not entries:
             return
         ids = self._new_ids(connection, len(entries))
-        connection.execute(
-            insert(JOURNAL),
+        columns = ("id", "device", "incarnation", "seq", "verdict", "staleness", "base_version", "version")
+        insert_rows(
+            connection,
+            JOURNAL,
+            columns,
             [
-                {
-                    "id": number,
-                    "device": entry.device,
-                    "incarnation": str(entry.incarnation),
-                    "seq": entry.seq,
-                    "verdict": entry.verdict,
-                    "staleness": entry.staleness,
-                    "base_version": entry.base_version,
-                    "version": version,
-                }
+                (
+                    number,
+                    entry.device,
+                    str(entry.incarnation),
+                    entry.seq,
+                    entry.verdict,
+                    entry.staleness,
+                    entry.base_version,
+                    version,
+                )
                 for number, (entry, version, _) in zip(ids, entries, strict=True)
             ],
         )
-        bodies = [
-            {"id": number, "body": entry.body}
-            for number, (entry, _, kept) in zip(ids, entries, strict=True)
-            if kept
-        ]
-        if bodies:
-            connection.execute(insert(BODIES), bodies)
+        bodies = [(number, entry.body) for number, (entry, _, kept) in zip(ids, entries, strict=True) if kept]
+        insert_rows(connection, BODIES, ("id", "body"), bodies)
 
     def _insert_entries(self, connection: Connection, entries: Sequence[PlacedEntry]) -> None:
         if not entries:
@@ -418,10 +416,10 @@ class SqlStore(ABC):
     def next_session(self, least: int = 1) -> int:
         """See `AggregatorStore.next_session`."""
         with self.transaction() as connection:
-            _add_to_fact(connection, "session", 1)
+            add_to_fact(connection, "session", 1)
             number = fact(connection, "session")
             if number < least:
-                _add_to_fact(connection, "session", least - number)
+                add_to_fact(connection, "session", least - number)
             return max(number, least)
 
     def ledger(self, prefix: str = "") -> Ledger:
@@ -541,22 +539,8 @@ class SqlStore(ABC):
         )
         _note_retired(connection, decree.version)
         if decree.sessions:
-            _add_to_fact(connection, "session", decree.sessions)
+            add_to_fact(connection, "session", decree.sessions)
         self._forget(connection)
-
-
-def upsert(connection: Connection, table: Any) -> Any:
-    """Give an INSERT that may say what to do about a row that is there, in the database's dialect."""
-    return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
-
-
-def fact(connection: Connection, name: str) -> int:
-    """Give one of the numbers that a store keeps by name."""
-    return int(connection.execute(select(FACTS.c.value).where(FACTS.c.name == name)).scalar_one())
-
-
-def _add_to_fact(connection: Connection, name: str, amount: int) -> None:
-    connection.execute(update(FACTS).where(FACTS.c.name == name).values(value=FACTS.c.value + amount))
 
 
 def _insert_version(

@@ -41,8 +41,9 @@ class Int8:
         require_size("scales", body["scales"].size, rows.size)
         require_size("values", body["values"].size, rows.size * dim)
         scales = checked_scales(body["scales"], "1e28")
-        change = body["values"].reshape(rows.size, dim) * scales[:, None]
-        return SparseChange(rows=rows, change=change.astype(np.float32, copy=False))
+        change = body["values"].reshape(rows.size, dim).astype(np.float32)
+        change *= scales[:, None]
+        return SparseChange(rows=rows, change=change)
 
     def array_bytes(self, n_rows: int, dim: int) -> dict[str, int]:
         """See `RowEncoding.array_bytes`."""

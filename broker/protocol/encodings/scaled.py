@@ -31,6 +31,8 @@ def checked_scales(scales: TypedArray, largest: str) -> Floats:
     EncodingError
     """
     values = scales.astype(np.float32, copy=False)
-    if not ((values >= 0.0) & (values <= np.float32(largest))).all():
+    # Both give NaN where there is one, which is not in bounds.
+    least, most = np.minimum.reduce(values, initial=0.0), np.maximum.reduce(values, initial=0.0)
+    if not (least >= 0.0 and most <= np.float32(largest)):
         raise EncodingError(f"scales has a value that is negative, not finite or beyond {largest}")
     return values
