@@ -43,6 +43,8 @@ from trainer.params import Floats, Rows
 _LEADS_WAKE_S = 0.05
 """Longest wait of the leader for a message: what others journal does not wake it."""
 _TRY_TO_LEAD_S = 0.25
+_LEADS_WITHOUT_BROKER_S = 10.0
+"""Then another may lead, whose broker answers."""
 _MOST_TAKEN = 512
 """Journalled updates that the leader takes in a turn of its loop."""
 _FULL_BACKLOG = 20_000
@@ -104,6 +106,8 @@ class WorkerService(AggregatorService):
         self._arrived: list[tuple[str, Update, bytes]] = []
         self._taken: list[int] = []
         self._spent: list[int] = []
+        self._stored_version = 0
+        self._connected_at = 0.0
         self._more_waits = False
         self._overwritten = False
         self._ask_again = False
@@ -216,7 +220,11 @@ class WorkerService(AggregatorService):
             self._count_at = now + _COUNT_S
             self._n_devices = self._journal.n_devices()
         commands = self._answer_arrived(now, refusals)
-        if not self._leads and now >= self._try_at:
+        if self._connection.connected:
+            self._connected_at = now
+        elif self._leads and now > self._connected_at + _LEADS_WITHOUT_BROKER_S:
+            self._lead_no_more()
+        if not self._leads and self._connection.connected and now >= self._try_at:
             self._try_at = now + _TRY_TO_LEAD_S
             if self._shared_store.try_to_lead():
                 self._begin_to_lead()
@@ -289,6 +297,7 @@ class WorkerService(AggregatorService):
         stored = super()._commit(commands, new_devices, refused)
         # Until here the journal says that they wait.
         self._spent.clear()
+        self._stored_version = self._core.version
         return stored
 
     # -- what the leader does ----------------------------------------------------------------------
@@ -296,6 +305,7 @@ class WorkerService(AggregatorService):
     def _begin_to_lead(self) -> None:
         self._leads = True
         self._core = self._load_core()
+        self._stored_version = self._core.version
         self._plan = self._make_plan(len(self._core.table))
         self._publication = Publication(self._core.catalogue, self._plan, self._store.start())
         self._publication.begin(self._core.table)
@@ -305,6 +315,12 @@ class WorkerService(AggregatorService):
         if self._connection.connected:
             super()._connected()
 
+    def _lead_no_more(self) -> None:
+        self._leads = False
+        self._taken.clear()
+        self._shared_store.lead_no_more()
+        self._say(f"worker {self._name} leads no more: no broker answers it")
+
     def _close_due(self, now: float) -> list[Command]:
         """Take what is journalled, and close the rounds that are due."""
         commands: list[Command] = []
@@ -312,8 +328,10 @@ class WorkerService(AggregatorService):
         self._more_waits = len(waiting) == _MOST_TAKEN
         for each in waiting:
             given_up_by = self._core.given_up_by(each.update.base_version)
-            if given_up_by is not None:  # by another worker, while it was accepted by this one
-                self._journal.drop(each.id, given_up_by)
+            if given_up_by is not None:  # by a rollback, while another worker accepted it
+                # One of this turn is not stored yet: the next turn finds the update again.
+                if given_up_by <= self._stored_version:
+                    self._journal.drop(each.id, given_up_by)
                 continue
             self._taken.append(each.id)
             commands += self._spending(

@@ -138,6 +138,12 @@ class PostgresStore(SqlStore):
         """
         return self._try_lock(_LEADER_LOCK)
 
+    def lead_no_more(self) -> None:
+        """Let another worker close rounds."""
+        with self.transaction() as connection:
+            query = f"SELECT pg_advisory_unlock({_LOCK_KEY})"
+            connection.exec_driver_sql(query, {"number": _LEADER_LOCK, "name": ""})
+
     def _lock(self, number: int, name: str = "", *, shared: bool = False) -> bool:
         # The server may not have noticed yet that its last holder has ended, and `is_served` holds it, too.
         with self.transaction() as connection:

@@ -178,7 +178,8 @@ class SqlStore(ABC):
             if batch.devices:
                 connection.execute(
                     upsert(connection, DEVICES).on_conflict_do_nothing(),
-                    [{"device": device} for device in batch.devices],
+                    # In one order for all who note devices: none waits for another who waits for it.
+                    [{"device": device} for device in sorted(batch.devices)],
                 )
             for name, amount in (("duplicates", batch.duplicates), ("refused", batch.refused)):
                 if amount:

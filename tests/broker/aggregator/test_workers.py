@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from broker.address import BrokerAddress
+from broker.aggregator import worker
 from broker.aggregator.cli import cli
 from broker.aggregator.config import AggregatorConfig
 from broker.aggregator.decisions import CloseRound, Journal
@@ -24,12 +25,13 @@ from broker.aggregator.store.interface import Batch
 from broker.aggregator.store.postgres import PostgresStore
 from broker.aggregator.store.sharing import ContestedError, SharedJournal
 from broker.aggregator.worker import WorkerService
+from broker.embedded import free_port
 from broker.errors import InUseError
 from broker.protocol.encodings import SparseChange
 from broker.protocol.messages import Head, Quality, Status, Update, encode
 from tests.broker.aggregator.builders import a_change, a_genesis, a_round, an_entry, an_update
 from tests.broker.aggregator.fleet import Device, make_directory
-from tests.brokers import PATIENCE_S, RunningBroker
+from tests.brokers import HOST, PATIENCE_S, RunningBroker
 from tests.integration.processes import wait_until
 from tests.postgres import Cluster
 
@@ -207,15 +209,25 @@ class Workers:
         self._address = address
 
     @contextmanager
-    def working(self, name: str) -> Iterator[WorkerService]:
+    def working(
+        self,
+        name: str,
+        each_turn: Callable[[], None] = lambda: None,
+        *,
+        at: BrokerAddress | None = None,
+        connects: bool = True,
+    ) -> Iterator[WorkerService]:
         """Run one, as its command would; it ends without a word to the store, as by a kill."""
         store = PostgresStore(self.config.store_address, self.config.keep_versions)
         stop = threading.Event()
         with ThreadPoolExecutor(1) as pool, closing(store), store.working(name):
-            service = WorkerService(self.config, store, self._address, self.said.append, name=name)
-            running = pool.submit(service.run, stop)
+            service = WorkerService(self.config, store, at or self._address, self.said.append, name=name)
+            running = pool.submit(service.run, stop, each_turn=each_turn)
             try:
-                wait_until(lambda: running.done() or service.broker_connected, f"worker {name} is connected")
+                wait_until(
+                    lambda: running.done() or service.broker_connected or not connects,
+                    f"worker {name} is connected",
+                )
                 yield service
             finally:
                 stop.set()
@@ -224,6 +236,21 @@ class Workers:
     def store(self) -> PostgresStore:
         """Open the store that they share."""
         return PostgresStore(self.config.store_address)
+
+
+def guarded(cluster: Cluster, broker: RunningBroker, path: Path, reports: int) -> Workers:
+    """Give workers of a fleet whose versions are on trial, and whose rounds close with two updates."""
+    config = AggregatorConfig(
+        fleet=f"guarded-{os.getpid()}-{next(_numbers)}",
+        buffer=2,
+        deadline_s=0.0,
+        population=2 * reports,
+        guard_reports=reports,
+        store=cluster.new_store(),
+        broker=broker.url,
+    )
+    make_directory(path, config, n_items=3000, dim=32)
+    return Workers(path, config.store, broker.address)
 
 
 @pytest.fixture
@@ -253,8 +280,8 @@ def of_version(version: int) -> Callable[[Head], bool]:
     return lambda head: head.version == version
 
 
-def a_report(head: Head) -> Quality:
-    """Give a report that a version is as good as the one before."""
+def a_report(head: Head, beaten: int = 5) -> Quality:
+    """Give a report of a version; the one before it beats 5 of 9."""
     return Quality(
         instance=head.instance,
         version=head.version,
@@ -262,7 +289,7 @@ def a_report(head: Head) -> Quality:
         candidates=9,
         hits=0,
         hits_before=0,
-        beaten=5,
+        beaten=beaten,
         beaten_before=5,
         ndcg=0.0,
         ndcg_before=0.0,
@@ -309,18 +336,8 @@ def test_round_that_a_report_closes_counts_its_updates_once(
     cluster: Cluster, shared_mosquitto: RunningBroker, tmp_path: Path
 ) -> None:
     """The guard holds a round back until a version is good; what it has is not taken for the next, too."""
-    config = AggregatorConfig(
-        fleet=f"guarded-{os.getpid()}-{next(_numbers)}",
-        buffer=2,
-        deadline_s=0.0,
-        population=4,
-        guard_reports=2,
-        store=cluster.new_store(),
-        broker=shared_mosquitto.url,
-    )
-    path = make_directory(tmp_path / "aggregator", config, n_items=3000, dim=32)
-    workers = Workers(path, config.store, shared_mosquitto.address)
-    with workers.working("a"), Device(shared_mosquitto.address, config.fleet) as device:
+    workers = guarded(cluster, shared_mosquitto, tmp_path / "aggregator", 2)
+    with workers.working("a"), Device(shared_mosquitto.address, workers.config.fleet) as device:
         head = device.head()
         for version in range(1, 6):
             for seq in (2 * version - 1, 2 * version):
@@ -335,6 +352,73 @@ def test_round_that_a_report_closes_counts_its_updates_once(
     with closing(workers.store()) as store:
         assert [each.judgement for each in examine(store)] == ["proved"] * 5
         assert (store.ledger().counted, store.ledger().pending) == (10, 0)
+
+
+@pytest.mark.mqtt
+def test_update_that_is_accepted_while_its_version_is_given_up_is_dropped_by_the_rollback(
+    cluster: Cluster, shared_mosquitto: RunningBroker, tmp_path: Path
+) -> None:
+    """It comes in the same batch as the reports: the rollback that drops it is not stored yet."""
+    workers = guarded(cluster, shared_mosquitto, tmp_path / "aggregator", 8)
+    going, waits = threading.Event(), threading.Event()
+    going.set()
+
+    def wait_if_told() -> None:
+        if not going.is_set():
+            waits.set()
+        going.wait(PATIENCE_S)
+
+    with (
+        workers.working("a", wait_if_told) as leader,
+        Device(shared_mosquitto.address, workers.config.fleet) as device,
+    ):
+        for seq in (1, 2):
+            assert device.send(an_update_for(device.head(), seq)).verdict == "accepted"
+        head = device.head(of_version(1))
+        going.clear()
+        assert waits.wait(PATIENCE_S)
+        before = leader.queued
+        for number in range(8):
+            device.publish(device.topics.quality(f"pi-{number}"), encode(a_report(head, beaten=0)))
+        device.publish(device.topics.update(device.name), encode(an_update_for(head, 3)))
+        wait_until(lambda: leader.queued >= before + 9, "the messages wait")
+        going.set()
+        assert device.receipt().verdict == "accepted"
+        device.head(of_version(2))
+        with closing(workers.store()) as store:
+            wait_until(lambda: store.ledger().pending == 0, "no update waits")
+    with closing(workers.store()) as store:
+        assert (store.ledger().counted, store.ledger().dropped) == (2, 1)
+        assert [(each.updates, each.dropped) for each in store.rounds(10)] == [(0, 1), (2, 0)]
+        assert [each.judgement for each in examine(store)] == ["proved"] * 2
+
+
+@pytest.mark.mqtt
+def test_worker_without_a_broker_does_not_lead(
+    workers: Workers,
+    shared_mosquitto: RunningBroker,
+    mosquitto: RunningBroker,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody would hear of its versions; one that has lost its broker gives the lead away."""
+    monkeypatch.setattr(worker, "_LEADS_WITHOUT_BROKER_S", 0.2)
+    nowhere = BrokerAddress(host=HOST, port=free_port(HOST))
+    with (
+        workers.working("a", at=nowhere, connects=False) as idle,
+        workers.working("b", at=mosquitto.address) as first,
+    ):
+        wait_until(lambda: first.leads, "b leads")
+        assert not idle.leads
+        with workers.working("c") as second:
+            mosquitto.kill()
+            wait_until(lambda: second.leads and second.head_published, "c leads")
+            with Device(shared_mosquitto.address, workers.config.fleet) as device:
+                head = device.head()
+                assert [device.send(an_update_for(head, seq)).verdict for seq in (1, 2)] == ["accepted"] * 2
+                assert device.head(of_version(1))
+            mosquitto.start()
+            wait_until(lambda: first.broker_connected, "b is back")
+            assert not first.leads
 
 
 @pytest.mark.mqtt
