@@ -24,6 +24,8 @@ from broker.errors import (
     PFedRecError,
 )
 
+SQLITE_SUFFIXES = ("", "-wal", "-shm", "-journal")
+"""Of a database's files: itself, and what SQLite keeps beside it."""
 _LOCK_NAME = "lock"
 _NEARLY_NOTHING_BYTES = 64 * 1024
 _SQLITE_CODE_MASK = 0xFF

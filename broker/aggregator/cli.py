@@ -121,7 +121,7 @@ def init(
     Example:
       edge-aggregator init --dir shop --fleet shop --items items.txt --buffer 16 --deadline 1m
     """
-    from broker.aggregator.directory import CONFIG_NAME, initialise
+    from broker.aggregator.directory import CONFIG_NAME, initialise, require_no_fleet
     from broker.presets import load_preset
 
     if (hosts or devices) and not secure:
@@ -135,6 +135,7 @@ def init(
     if secure and not (directory / CONFIG_NAME).exists():
         from broker.aggregator.security import make_authority
 
+        require_no_fleet(directory)
         own = () if config.listen in ("0.0.0.0", "::", "127.0.0.1") else (config.listen,)  # noqa: S104
         make_authority(directory, config.fleet, tuple(dict.fromkeys((*hosts, *own))), datetime.now(UTC))
     n_items = initialise(

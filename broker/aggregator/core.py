@@ -298,7 +298,7 @@ class AggregatorCore:
                 None,
             )
         if self.given_up_by(update.base_version) is not None:
-            return "rejected", f"version {update.base_version} was rolled back", None
+            return "rejected", f"version {update.base_version} was given up", None
         if update.base_version > self.version:
             return "rejected", f"base version {update.base_version} does not exist yet", None
         encoding = ENCODINGS.get(update.encoding)

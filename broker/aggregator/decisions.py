@@ -221,7 +221,8 @@ class CoreState:
     before : Restorable or None
         The version before, if the newest one was on trial.
     rolled_back : list of (int, int)
-        Versions that were restored, each with the version that did it: those between are not built upon.
+        Versions that were returned to by a rollback or a restore, each with the version that did it: those
+        between are not built upon.
     """
 
     instance: int

@@ -6,6 +6,7 @@ machines, may have the same store.
 
 import dataclasses
 import secrets
+import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
@@ -23,6 +24,7 @@ from broker.aggregator.store.sqlite import SqliteStore
 from broker.errors import AlreadyInitialisedError
 from broker.protocol.messages import MAX_ITEMS_IN_CATALOGUE
 from broker.storage import (
+    SQLITE_SUFFIXES,
     exclusive,
     is_in_use,
     make_directory,
@@ -57,7 +59,7 @@ def initialise(
     Raises
     ------
     AlreadyInitialisedError
-        When it was made before; nothing is changed.
+        When it was made before, or holds a fleet's database; nothing is changed.
     DataFormatError, FileUnreadableError
         About the item file.
     ParameterError
@@ -82,8 +84,9 @@ def initialise(
         )
     make_directory(path)
     with exclusive(path):
-        for left_over in path.glob(f"{DATABASE_NAME}*"):
-            left_over.unlink()
+        require_no_fleet(path)
+        for suffix in SQLITE_SUFFIXES:
+            (path / f"{DATABASE_NAME}{suffix}").unlink(missing_ok=True)
         with closing(store_of(path, config)) as store:
             if config.store and store.is_initialised():
                 raise AlreadyInitialisedError(
@@ -101,6 +104,41 @@ def initialise(
         # It may come to hold the broker's password.
         write_atomically(path / CONFIG_NAME, configfile.to_toml(config).encode(), mode=0o600)
     return len(item_keys)
+
+
+def require_no_fleet(path: Path) -> None:
+    """Refuse a directory whose database holds more than an ``init`` that was cut off has put there.
+
+    Raises
+    ------
+    AlreadyInitialisedError
+    """
+    database = path / DATABASE_NAME
+    if not database.exists() or database.stat().st_size == 0:
+        return
+    try:
+        with closing(sqlite3.connect(database)) as connection:
+            found = "a fleet" if _is_used(connection) else None
+    except sqlite3.Error as error:
+        found = f"what cannot be read ({error})"
+    if found:
+        raise AlreadyInitialisedError(
+            f"{path} has no {CONFIG_NAME}, but {database} holds {found}; put {CONFIG_NAME} back, or init "
+            "another directory and restore this database there; nothing was changed"
+        )
+
+
+def _is_used(connection: sqlite3.Connection) -> bool:
+    """Tell whether a database, of whatever release, was ever served or changed since its ``init``."""
+    there = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    marks = {
+        "facts": "SELECT 1 FROM facts WHERE name = 'session' AND value > 0",
+        "versions": "SELECT 1 FROM versions WHERE version > 0",
+        "catalogue_changes": "SELECT 1 FROM catalogue_changes",
+    }
+    return any(connection.execute(marks[each]).fetchone() for each in marks if each in there) or bool(
+        there and "migrations" not in there
+    )
 
 
 def load_config(path: Path, environment: Mapping[str, str], **flags: object) -> AggregatorConfig:

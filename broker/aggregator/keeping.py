@@ -4,13 +4,14 @@ Versions only ever grow, as devices refuse nothing else: a rollback and a restor
 """
 
 import io
+import json
 import os
 import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import BinaryIO
@@ -26,15 +27,28 @@ from broker.aggregator.store.interface import Decree, KeptTable
 from broker.aggregator.store.schema import APPLIED
 from broker.aggregator.store.sql import SqlStore
 from broker.aggregator.store.sqlite import SqliteStore
-from broker.errors import CorruptError, DataError, FileUnreadableError
+from broker.aggregator.store.statements import fact
+from broker.errors import CorruptError, DataError, FileUnreadableError, InputError
 from broker.protocol.catalogue import Catalogue
-from broker.storage import named_failures, read_file, sqlite_failure, sync_directory, sync_file
+from broker.storage import (
+    SQLITE_SUFFIXES,
+    named_failures,
+    read_file,
+    sqlite_failure,
+    sync_directory,
+    sync_file,
+    write_atomically,
+)
 from trainer.errors import ParameterError
 from trainer.params import Floats
 
 _COPIED_BYTES = 1 << 20
 LOST_VERSIONS = 1_000_000
 """More rounds and connections than a fleet has between a backup and the loss of what it is restored for."""
+_LONGEST_S = 10 * 365 * 86_400
+"""Between a backup and its restoration, for all that a clock may say."""
+_LAST_RESTORE = "last-restore.json"
+"""In the directory: the numbers that the last one came to."""
 
 
 def back_up(store: SqlStore, path: Path) -> int:
@@ -42,8 +56,11 @@ def back_up(store: SqlStore, path: Path) -> int:
 
     Raises
     ------
+    InputError
+        When the file is the store's own.
     CorruptError, DiskFullError, InUseError, NotWritableError, StoreLostError
     """
+    _require_another(store, path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with named_failures(path):
@@ -62,11 +79,23 @@ def back_up(store: SqlStore, path: Path) -> int:
     return version
 
 
+def _require_another(store: SqlStore, path: Path) -> None:
+    """Refuse a file of the store's own, by whatever name: who serves it would go on writing what is gone."""
+    if not isinstance(store, SqliteStore):
+        return
+    with named_failures(path):
+        for suffix in SQLITE_SUFFIXES:
+            own = store.path.with_name(store.path.name + suffix)
+            is_same = path.exists() and own.exists() and path.samefile(own)
+            if is_same or os.path.realpath(path) == os.path.realpath(own):
+                raise InputError(f"{path} is the store itself; name another file for its backup")
+
+
 def restore(directory: Path, config: AggregatorConfig, backup: Path, now: float) -> tuple[int, int]:
     """Replace a directory's store by a backup; give the backup's newest version and the one made of it.
 
     Devices may have seen versions that the backup does not know. So the restored table becomes a version
-    above all that can have been: then their updates are stale, and they take the table.
+    above all that can have been: devices take it, and updates made from lost versions are rejected.
 
     Raises
     ------
@@ -80,15 +109,18 @@ def restore(directory: Path, config: AggregatorConfig, backup: Path, now: float)
         if kept is None:
             raise CorruptError(f"{backup} lacks its newest table; name another backup")
         with closing(_target(directory, config)) as target, serving(target):
-            known = _newest_version(target, loaded.instance)
-            version = loaded.version + LOST_VERSIONS if known is None else max(known, loaded.version) + 1
+            first = _Numbers(loaded.instance, loaded.version, _session_of(source))
+            numbers = _numbers_above(directory, target, first, now - _made_at(source))
+            version = numbers.version
+            # First, so that these numbers are not given again, whatever becomes of the store.
+            write_atomically(directory / _LAST_RESTORE, json.dumps(asdict(numbers)).encode())
             decree = Decree(
                 version=version,
                 kind="restore",
                 kept=kept,
                 decreed_at=now,
                 source=loaded.version,
-                sessions=LOST_VERSIONS,
+                sessions=numbers.session - first.session,
             )
             with source.transaction(reading=True) as reading, target.transaction() as writing:
                 replace_all(reading, writing)
@@ -160,12 +192,64 @@ def _target(directory: Path, config: AggregatorConfig) -> SqlStore:
     return store_of(directory, config)
 
 
-def _newest_version(store: SqlStore, instance: int) -> int | None:
-    """Give the newest version that a store of the same instance knows; None if it cannot tell."""
+@dataclass(frozen=True, slots=True)
+class _Numbers:
+    """What only grows in an instance: the newest version and the newest connection."""
+
+    instance: int
+    version: int
+    session: int
+
+
+def _numbers_above(directory: Path, target: SqlStore, backup: _Numbers, elapsed_s: float) -> _Numbers:
+    """Give numbers above all that devices may have seen.
+
+    What the target knows is all there was. Where it cannot tell, fewer than `LOST_VERSIONS` have come since
+    the restore before, which is noted in the directory. Where that is new, as the machine was lost, the time
+    since the backup tells this restore from one on a machine before.
+    """
+    known, noted = _numbers_of(target), _last_restore(directory)
+    if known is not None and known.instance != backup.instance:
+        known = None
+    if noted is None or noted.instance != backup.instance:
+        noted = backup
+    if known is not None and known.version >= noted.version:
+        return _Numbers(
+            backup.instance,
+            max(known.version, backup.version) + 1,
+            max(known.session, noted.session, backup.session) + LOST_VERSIONS,
+        )
+    later = int(min(max(elapsed_s, 0.0), _LONGEST_S))
+    return _Numbers(
+        backup.instance,
+        max(noted.version, backup.version + later) + LOST_VERSIONS,
+        max(noted.session, backup.session + later) + LOST_VERSIONS,
+    )
+
+
+def _numbers_of(store: SqlStore) -> _Numbers | None:
     with suppress(CorruptError):
         state = store.load()
-        if state.instance == instance:
-            return state.version
+        return _Numbers(state.instance, state.version, _session_of(store))
+    return None
+
+
+def _session_of(store: SqlStore) -> int:
+    with store.transaction(reading=True) as connection:
+        return fact(connection, "session")
+
+
+def _made_at(store: SqlStore) -> float:
+    """Give when a store's newest version was made; 0 for the first one, which does not say."""
+    newest = store.rounds(1)
+    return newest[0].closed_at if newest else 0.0
+
+
+def _last_restore(directory: Path) -> _Numbers | None:
+    with suppress(FileUnreadableError, ValueError, TypeError):
+        found = _Numbers(**json.loads(read_file(directory / _LAST_RESTORE)))
+        if all(isinstance(each, int) for each in asdict(found).values()):
+            return found
     return None
 
 

@@ -109,7 +109,7 @@ def restore(directory: Path, file: Path, *, yes: bool) -> None:
     """Replace all that the store holds by a backup; `start` must not run.
 
     What was accepted since the backup is lost. The restored table becomes a new version above all that
-    devices may know: they take it, and updates that they made from lost versions count as stale.
+    devices may know: they take it, and updates that they made from lost versions are rejected.
 
     \b
     Example:

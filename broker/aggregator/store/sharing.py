@@ -17,7 +17,7 @@ from broker.aggregator.decisions import Answered, CoreState, JournalEntry
 from broker.aggregator.store.interface import PlacedEntry
 from broker.aggregator.store.postgres import PostgresStore
 from broker.aggregator.store.schema import ANSWERED, BODIES, CATALOGUE, DEVICES, JOURNAL, VERSIONS
-from broker.aggregator.store.sql import IS_PENDING
+from broker.aggregator.store.sql import GAVE_UP, IS_PENDING
 from broker.aggregator.store.statements import fact, upsert
 from broker.errors import CorruptError, PFedRecError, ProtocolError
 from broker.protocol.messages import MAX_TRANSFER_BYTES, Update, decode
@@ -63,7 +63,7 @@ class SharedJournal:
             version = connection.execute(select(func.max(VERSIONS.c.version))).scalar_one()
             if version != self._known_version:
                 rollbacks = select(VERSIONS.c.source, VERSIONS.c.version).where(
-                    (VERSIONS.c.version > self._known_version) & (VERSIONS.c.kind == "rollback")
+                    (VERSIONS.c.version > self._known_version) & GAVE_UP
                 )
                 self._rolled_back += [
                     (row.source, row.version)

@@ -67,6 +67,8 @@ from broker.protocol.versions import sha256, table_bytes
 from trainer.params import Floats, ScoreFunction
 
 _IS_ROLLBACK = VERSIONS.c.kind == "rollback"
+GAVE_UP = VERSIONS.c.kind.in_(("rollback", "restore"))
+"""Versions that were made of an earlier one: those between are not built upon."""
 IS_PENDING = JOURNAL.c.version.is_(None) & (JOURNAL.c.verdict == "accepted")
 
 
@@ -337,7 +339,7 @@ class SqlStore(ABC):
                     (row.source, row.version)
                     for row in connection.execute(
                         select(VERSIONS.c.version, VERSIONS.c.source).where(
-                            _IS_ROLLBACK & VERSIONS.c.source.is_not(None)
+                            GAVE_UP & VERSIONS.c.source.is_not(None)
                         )
                     )
                 ],

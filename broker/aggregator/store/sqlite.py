@@ -38,14 +38,14 @@ class SqliteStore(SqlStore):
         looking: bool = False,
         name: str | None = None,
     ) -> None:
-        self._path = path
+        self.path = path
         make_private(path)  # what devices sent is nobody else's
         engine = create_engine("sqlite://", creator=lambda: _connect(path), poolclass=StaticPool)
         event.listen(engine, "begin", _begin)
         super().__init__(engine, name or str(path), keep_versions, looking=looking)
 
     def _failures(self) -> AbstractContextManager[None]:
-        return named_failures(self._path)
+        return named_failures(self.path)
 
     def _require_alone(self, connection: Connection) -> None:
         pass  # who is not `looking` holds the directory's lock

@@ -1,11 +1,13 @@
 """Making and opening an aggregator's directory: whole, or as if nothing had happened."""
 
 import stat
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from broker.aggregator.catalogue_changes import CatalogueChange
 from broker.aggregator.config import AggregatorConfig
 from broker.aggregator.directory import (
     CONFIG_NAME,
@@ -14,6 +16,7 @@ from broker.aggregator.directory import (
     load_config,
     open_store,
 )
+from broker.aggregator.store.interface import Decree
 from broker.errors import (
     AlreadyInitialisedError,
     CorruptError,
@@ -21,6 +24,7 @@ from broker.errors import (
     NotInitialisedError,
     NotWritableError,
 )
+from broker.storage import connect_sqlite
 from trainer.errors import DataFormatError, ParameterError
 from trainer.params import initial_score_function, initial_table
 
@@ -162,18 +166,53 @@ def test_init_after_a_half_made_directory_begins_again(
     store.close()
 
 
-def test_init_over_damaged_left_overs_begins_again(tmp_path: Path, items: Path) -> None:
-    """Left-overs of any kind are in nobody's way, and other files of the directory stay."""
+@pytest.mark.parametrize("left", [b"", None], ids=["empty", "made, without a table"])
+def test_init_over_what_an_earlier_one_left_begins_again(
+    tmp_path: Path, items: Path, left: bytes | None
+) -> None:
+    """Wherever it was cut off; other files of the directory stay."""
     path = tmp_path / "shop"
     path.mkdir()
-    (path / DATABASE_NAME).write_bytes(b"half a database")
-    (path / f"{DATABASE_NAME}-wal").write_bytes(b"half a log")
-    (path / "notes.txt").write_text("mine")
+    if left is None:
+        connect_sqlite(path / DATABASE_NAME).close()
+        assert (path / DATABASE_NAME).stat().st_size > 0
+    else:
+        (path / DATABASE_NAME).write_bytes(left)
+        (path / f"{DATABASE_NAME}-wal").write_bytes(b"half a log")
+    others = {"notes.txt": b"mine", f"{DATABASE_NAME}.damaged-20260101T000000Z": b"a table"}
+    for name, content in others.items():
+        (path / name).write_bytes(content)
 
     make(path, items)
 
-    assert (path / "notes.txt").read_text() == "mine"
+    assert everything_in(path).items() >= others.items()
     open_store(path).close()
+
+
+@pytest.mark.parametrize("what", ["served", "a new version", "a queued change", "damaged"])
+def test_init_keeps_a_store_whose_configuration_was_lost(tmp_path: Path, items: Path, what: str) -> None:
+    """A fleet's table is not thrown away for a missing text file, nor what was put aside."""
+    path = tmp_path / "shop"
+    make(path, items)
+    with closing(open_store(path)) as store:
+        if what == "served":
+            store.next_session()
+        elif what == "a new version":
+            kept = store.kept_table(0)
+            assert kept is not None
+            store.decree(Decree(version=1, kind="import", kept=kept, decreed_at=0.0))
+        elif what == "a queued change":
+            store.queue_change(CatalogueChange(kind="add", items=(("d",),), source="x", lines=(1,)), 0.0)
+    if what == "damaged":
+        (path / DATABASE_NAME).write_bytes(b"damaged " * 4096)
+    (path / f"{DATABASE_NAME}.damaged-20260101T000000Z").write_bytes(b"a table")
+    (path / CONFIG_NAME).unlink()
+    before = everything_in(path)
+
+    with pytest.raises(AlreadyInitialisedError, match=r"state\.sqlite3 .*; put config\.toml back"):
+        make(path, items)
+
+    assert everything_in(path) == before
 
 
 def test_path_below_a_file_cannot_be_made(tmp_path: Path, items: Path) -> None:

@@ -278,7 +278,7 @@ def test_bad_version_is_followed_by_the_table_before_and_nothing_of_it_counts() 
     np.testing.assert_array_equal(made.round.strategy_state["moment"], a_table(7))
     found = [each.quality.finding for each in commands if isinstance(each, KeepQuality)]
     assert found == ["trial", "trial", "bad"]
-    assert verdict(send(core, 4, base=1)) == ("rejected", "version 1 was rolled back")
+    assert verdict(send(core, 4, base=1)) == ("rejected", "version 1 was given up")
     assert verdict(send(core, 5, base=0))[0] == "accepted"
     # A device that comes from the bad version finds any other better.
     assert core.quality_received("late", a_report(2, version_before=1), 0.0) == []
@@ -289,7 +289,7 @@ def test_state_of_before_a_restart_goes_on() -> None:
     """The trial with the version before, and what was rolled back."""
     core = a_core(version=5, table=a_table(5), before=a_version(4), rolled_back=[(1, 3)])
     assert core.on_trial
-    assert verdict(send(core, 1, base=2)) == ("rejected", "version 2 was rolled back")
+    assert verdict(send(core, 1, base=2)) == ("rejected", "version 2 was given up")
     (made,) = closed(report_all(core, now=10))
     assert (made.round.version, made.round.restored) == (6, 4)
     np.testing.assert_array_equal(core.table, a_table(4))

@@ -196,7 +196,7 @@ def test_what_was_changed_behind_the_stores_back_is_found(statement: str, wrong:
 
 
 def test_backup_is_restored_as_a_version_above_all(shop: Shop, tmp_path: Path) -> None:
-    """The table is that of the backup; what waited then waits; later updates of lost versions are stale."""
+    """The table is that of the backup; what waited then waits; updates of lost versions are rejected."""
     file = tmp_path / "backup.sqlite3"
     with closing(shop.open()) as store:
         assert back_up(store, file) == 3
@@ -216,8 +216,87 @@ def test_backup_is_restored_as_a_version_above_all(shop: Shop, tmp_path: Path) -
         assert len(store.pending()) == 1
         assert store.next_session() > LOST_VERSIONS
         assert store.rounds(1)[0].kind == "restore"
-    assert shop.serve(7) == ["accepted"] * 7
-    assert judgements(shop)[-2:] == [(lost + 2, "proved"), (lost + 3, "proved")]
+        assert state.rolled_back == [(3, lost + 1)]
+    # Of each three, two are made from versions that were lost.
+    assert shop.serve(7) == [*["accepted", "rejected", "rejected"] * 2, "accepted"]
+    assert judgements(shop)[-1] == (lost + 2, "proved")
+
+
+def test_numbers_only_grow_however_often_a_backup_is_restored(
+    new_shop: Callable[..., Shop], tmp_path: Path
+) -> None:
+    """Devices take no session and no version twice, whether the store can be read or not."""
+    shop, file, sessions, versions = new_shop(), tmp_path / "backup", [0], [-1]
+    shop.serve(5)
+    with closing(shop.open()) as store:
+        back_up(store, file)
+
+    def is_newer() -> bool:
+        with closing(shop.open()) as store:
+            sessions.append(store.next_session())
+            versions.append(store.load().version)
+        return sessions[-1] > sessions[-2] and versions[-1] > versions[-2]
+
+    assert is_newer()
+    for damaged in (False, False, True, True, False):
+        if damaged and not shop.config.store:
+            for part in shop.path.glob("state.sqlite3*"):
+                part.unlink()
+            (shop.path / "state.sqlite3").write_bytes(b"damaged " * 4096)
+        restore(shop.path, shop.config, file, 5.0)
+        assert is_newer()
+        shop.serve(13)
+        assert is_newer()
+
+
+def test_restore_on_another_machine_is_above_an_earlier_one(
+    new_shop: Callable[..., Shop], tmp_path: Path
+) -> None:
+    """Where nothing but the backup is left, time tells them apart."""
+    shop, file = new_shop(), tmp_path / "backup"
+    shop.serve(5)
+    with closing(shop.open()) as store:
+        back_up(store, file)
+
+    first, second = (new_shop(name) for name in ("first", "second"))
+    _, earlier = restore(first.path, first.config, file, 1_000.0)
+    _, later = restore(second.path, second.config, file, 2_000.0)
+
+    assert (earlier, later) == (1 + 1_000 + LOST_VERSIONS, 1 + 2_000 + LOST_VERSIONS)
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal", "-shm"])
+@pytest.mark.parametrize("by", ["path", "dots", "symlink", "hard link"])
+def test_backup_over_the_store_itself_is_refused(suffix: str, by: str, tmp_path: Path, call: Call) -> None:
+    """What was accepted since would be written into a file that is gone."""
+    shop = Shop(tmp_path / "shop", a_config())
+    with closing(shop.open()) as serving_it:  # its log is there
+        serving_it.next_session()
+        own = shop.path / f"state.sqlite3{suffix}"
+        target = {
+            "path": own,
+            "dots": shop.path / ".." / "shop" / own.name,
+            "symlink": tmp_path / "link",
+            "hard link": tmp_path / "link",
+        }[by]
+        if by == "symlink":
+            target.symlink_to(own)
+        elif by == "hard link":
+            target.hardlink_to(own)
+        before = own.stat().st_ino
+
+        outcome = call("backup", "--dir", shop.path, target)
+
+        assert outcome.code == ExitCode.USAGE
+        assert "name another file" in outcome.sentence
+        assert own.stat().st_ino == before
+
+
+def test_backup_takes_no_name_that_the_store_will_use(tmp_path: Path, call: Call) -> None:
+    """Also while there is no such file."""
+    shop = Shop(tmp_path / "shop", a_config())
+
+    assert call("backup", "--dir", shop.path, shop.path / "state.sqlite3-wal").code == ExitCode.USAGE
 
 
 def test_backup_moves_a_fleet_to_another_store(
@@ -230,7 +309,7 @@ def test_backup_moves_a_fleet_to_another_store(
         before = store.load()
     other = new_shop("other")
 
-    assert restore(other.path, other.config, file, 5.0) == (3, 3 + LOST_VERSIONS)
+    assert restore(other.path, other.config, file, 5.0) == (3, 3 + 5 + LOST_VERSIONS)
 
     with closing(other.open()) as store:
         state = store.load()
@@ -247,10 +326,10 @@ def test_damaged_database_is_put_aside_for_the_backup(tmp_path: Path) -> None:
         back_up(store, tmp_path / "backup")
     (shop.path / "state.sqlite3").write_bytes(b"damaged " * 4096)
 
-    assert restore(shop.path, shop.config, tmp_path / "backup", 5.0) == (1, 1 + LOST_VERSIONS)
+    assert restore(shop.path, shop.config, tmp_path / "backup", 5.0) == (1, 1 + 5 + LOST_VERSIONS)
 
     assert len(list(shop.path.glob("state.sqlite3.damaged-*"))) == 1
-    assert judgements(shop)[-1] == (1 + LOST_VERSIONS, "kept")
+    assert judgements(shop)[-1] == (1 + 5 + LOST_VERSIONS, "kept")
 
 
 def test_restore_leaves_the_backup_to_the_release_that_wrote_it(tmp_path: Path) -> None:
@@ -265,7 +344,12 @@ def test_restore_leaves_the_backup_to_the_release_that_wrote_it(tmp_path: Path) 
 
     assert [path.name for path in backup.parent.iterdir()] == ["monday"]
     assert backup.read_bytes() == before
-    assert sorted(path.name for path in shop.path.iterdir()) == ["config.toml", "lock", "state.sqlite3"]
+    assert sorted(path.name for path in shop.path.iterdir()) == [
+        "config.toml",
+        "last-restore.json",
+        "lock",
+        "state.sqlite3",
+    ]
     assert judgements(shop)[-1] == (2 + LOST_VERSIONS, "kept")
 
 

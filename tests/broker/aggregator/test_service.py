@@ -252,7 +252,7 @@ def test_version_that_devices_report_as_worse_is_rolled_back(
         restored = device.head(lambda each: each.version == 2)
         assert restored.sha256 == head.sha256 != bad.sha256
         receipt = device.send(an_update_for(bad, 2))
-        assert (receipt.verdict, receipt.reason) == ("rejected", "version 1 was rolled back")
+        assert (receipt.verdict, receipt.reason) == ("rejected", "version 1 was given up")
 
     store = open_store(path)
     newest, older = store.rounds(2)
