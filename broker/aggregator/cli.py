@@ -198,7 +198,6 @@ def start(
       edge-aggregator start --dir shop --broker mqtt://192.168.1.10:1883
     """
     from broker.aggregator.admission import Admission
-    from broker.aggregator.devicelists import FollowedLists
     from broker.aggregator.directory import BROKER_NAME, load_config, open_store, require_shareable
     from broker.aggregator.offering import Offering
     from broker.aggregator.recovery import serve_with
@@ -224,8 +223,8 @@ def start(
         exclusive(directory, with_others=worker is not None),
         _broker(config, directory / BROKER_NAME, authority) as (address, require_running, each_turn),
     ):
-        admission, lists = Admission(config.admission), FollowedLists(directory)
-        lists.follow(admission)
+        admission = Admission(config.admission)
+        follow_lists = _lists(directory, admission)
         follow_register = _register(authority, admission)
         _try_out(config, address)
         watch = None if config.metrics_port == 0 else _metrics(config, directory)
@@ -233,6 +232,7 @@ def start(
         call_others = _roll_call(config, address, worker)
 
         def serve(store: "SqlStore") -> None:
+            nonlocal config
             with _serving(store, worker) as make_service:
                 call_others(store.instance())
                 aggregator = make_service(config, store, address, say, watch, sign, admission)
@@ -240,16 +240,15 @@ def start(
 
                 def turn() -> None:
                     each_turn()
-                    try:
-                        if lists.follow(admission):
-                            say("the lists of blocked and allowed devices were read again")
-                    except ConfigError as error:
-                        say(f"the lists of devices stay as they were: {error}")
+                    follow_lists()
                     follow_register()
                     service.each_round(aggregator)
 
-                with _listener(config, directory, aggregator, watch):
-                    aggregator.run(service.stop, require_running, turn)
+                try:
+                    with _listener(config, directory, aggregator, watch):
+                        aggregator.run(service.stop, require_running, turn)
+                finally:
+                    config = aggregator.config  # after a store that was away, what a reload has changed stays
 
         try:
             serve_with(
@@ -354,6 +353,23 @@ def _broker(
                 say("the list of revoked certificates was read again")
 
         yield broker.address.with_tls(authority.aggregator_files), broker.require_running, follow
+
+
+def _lists(directory: Path, admission: "Admission") -> Callable[[], None]:
+    """Give what keeps an admission in step with the operator's lists."""
+    from broker.aggregator.devicelists import FollowedLists
+
+    lists = FollowedLists(directory)
+    lists.follow(admission)
+
+    def follow() -> None:
+        try:
+            if lists.follow(admission):
+                say("the lists of blocked and allowed devices were read again")
+        except ConfigError as error:
+            say(f"the lists of devices stay as they were: {error}")
+
+    return follow
 
 
 def _register(authority: "Authority | None", admission: "Admission") -> Callable[[], None]:

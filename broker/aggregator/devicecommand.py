@@ -9,6 +9,7 @@ import click
 
 from broker.aggregator.options import DIRECTORY, JSON
 from broker.commandline import Duration, Identifier, echo_json, say
+from broker.errors import InputError
 
 if TYPE_CHECKING:
     from broker.authority.authority import Authority
@@ -126,11 +127,19 @@ def allow(directory: Path, devices: tuple[str, ...], *, remove: bool, everyone: 
 
     path = directory / ALLOWED_NAME
     if everyone:
-        _change(path)
-        path.unlink()
+        from broker.aggregator.devicelists import remove_list
+        from broker.aggregator.directory import load_config
+
+        load_config(directory, os.environ)
+        remove_list(path)
         say("all devices may take part that are not blocked")
         return
     count = _change(path, **{"remove" if remove else "add": devices})
+    if count is None:
+        raise InputError(
+            f"there is no {path} to take a device off: all devices may take part that are not blocked; "
+            "nothing was changed"
+        )
     say(f"{count} device{'s' * (count != 1)} may take part, and no others; see {path}")
 
 
@@ -138,11 +147,11 @@ def _change_blocked(directory: Path, **changes: tuple[str, ...]) -> None:
     from broker.aggregator.devicelists import BLOCKED_NAME
 
     path = directory / BLOCKED_NAME
-    count = _change(path, **changes)
+    count = _change(path, **changes) or 0
     say(f"{count} device{'s are' if count != 1 else ' is'} blocked; see {path}")
 
 
-def _change(path: Path, **changes: tuple[str, ...]) -> int:
+def _change(path: Path, **changes: tuple[str, ...]) -> int | None:
     from broker.aggregator.devicelists import change_list
     from broker.aggregator.directory import load_config
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from broker.aggregator.admission import Admission
 from broker.errors import ConfigError, FileUnreadableError
 from broker.protocol.topics import checked_id
-from broker.storage import hold, read_file, write_atomically
+from broker.storage import hold, named_failures, read_file, sync_directory, write_atomically
 from trainer.errors import ParameterError
 
 BLOCKED_NAME = "blocked.txt"
@@ -38,8 +38,24 @@ def read_list(path: Path) -> frozenset[str] | None:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def change_list(path: Path, *, add: Iterable[str] = (), remove: Iterable[str] = ()) -> int:
-    """Change a list, made where missing; give its new length.
+def remove_list(path: Path) -> None:
+    """Remove a list, if there is one.
+
+    Raises
+    ------
+    NotWritableError, InUseError
+    """
+    held = hold(path.parent, wait_s=_LOCK_WAIT_S)
+    try:
+        with named_failures(path):
+            path.unlink(missing_ok=True)
+        sync_directory(path.parent)
+    finally:
+        os.close(held)
+
+
+def change_list(path: Path, *, add: Iterable[str] = (), remove: Iterable[str] = ()) -> int | None:
+    """Change a list, made where something is added; give its new length, None if there is none.
 
     Raises
     ------
@@ -47,7 +63,10 @@ def change_list(path: Path, *, add: Iterable[str] = (), remove: Iterable[str] = 
     """
     held = hold(path.parent, wait_s=_LOCK_WAIT_S)
     try:
-        ids = ((read_list(path) or frozenset()) | set(add)) - set(remove)
+        before, added = read_list(path), set(add)
+        if before is None and not added:
+            return None  # an empty list is another thing
+        ids = ((before or frozenset()) | added) - set(remove)
         write_atomically(path, "".join(f"{each}\n" for each in sorted(ids)).encode())
     finally:
         os.close(held)

@@ -194,6 +194,11 @@ class AggregatorService:
         return self._turned_at
 
     @property
+    def config(self) -> AggregatorConfig:
+        """What it was made with, and what a reload has changed of it."""
+        return self._config
+
+    @property
     def state(self) -> str:
         """What it does, in a line."""
         broker = "connected" if self._connection.connected else "without a broker"
@@ -206,15 +211,17 @@ class AggregatorService:
             for name, value in vars(config).items()
             if value != getattr(self._config, name) and name not in _RELOADABLE
         ]
-        now = {name: getattr(config, name) for name in _RELOADABLE}
-        self._config = replace(self._config, **now)
-        rounds = self._config.round_settings
-        self._core.settings = replace(
+        changed = replace(self._config, **{name: getattr(config, name) for name in _RELOADABLE})
+        rounds = changed.round_settings
+        settings = replace(
             self._core.settings,
             buffer=rounds.buffer,
             deadline_s=rounds.deadline_s,
             max_staleness=rounds.max_staleness,
+            least_updates=rounds.least_updates,  # as at the start, but no more than close a round
         )
+        # Both or, where one is refused, none.
+        self._config, self._core.settings = changed, settings
         return kept
 
     def run(

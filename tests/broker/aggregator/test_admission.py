@@ -15,6 +15,7 @@ from broker.aggregator.refusals import LINES, PERIOD_S, RefusalLog
 from broker.errors import (
     BlockedDeviceError,
     ConfigError,
+    InputError,
     RateLimitError,
     TooManyDevicesError,
     UnlistedDeviceError,
@@ -166,6 +167,28 @@ def test_device_above_its_rate_or_blocked_is_told_and_others_are_served(
     assert (ledger.pending, ledger.rejected, ledger.refused) == (3, 0, 2)
 
 
+def test_nobody_is_taken_off_a_list_that_is_not_there(tmp_path: Path) -> None:
+    """An empty list would refuse the whole fleet."""
+    path = make_directory(tmp_path / "shop", AggregatorConfig(fleet="shop"))
+
+    outcome = CliRunner().invoke(cli, ["device", "allow", "--dir", str(path), "--remove", "pi"])
+
+    assert isinstance(outcome.exception, InputError)
+    assert "all devices may take part" in str(outcome.exception)
+    assert not (path / "allowed.txt").exists()
+
+
+def test_list_that_is_removed_is_never_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look at it in between would refuse everybody."""
+    path = make_directory(tmp_path / "shop", AggregatorConfig(fleet="shop"))
+    change_list(path / "allowed.txt", add=["pi"])
+    monkeypatch.setattr("broker.aggregator.devicelists.write_atomically", pytest.fail)
+
+    outcome = CliRunner().invoke(cli, ["device", "allow", "--dir", str(path), "--everyone"])
+
+    assert (outcome.exit_code, (path / "allowed.txt").exists()) == (0, False)
+
+
 def test_commands_write_the_lists(tmp_path: Path) -> None:
     """Which a running aggregator follows."""
     path = str(make_directory(tmp_path / "shop", AggregatorConfig(fleet="shop")))
@@ -178,6 +201,9 @@ def test_commands_write_the_lists(tmp_path: Path) -> None:
     admission, lists = Admission(), FollowedLists(Path(path))
     lists.follow(admission)
     assert (admission.blocked, admission.allowed) == (frozenset("b"), frozenset("c"))
+    assert (call("unblock", "nobody"), (Path(path) / "blocked.txt").read_text()) == (0, "b\n")
+    assert call("allow", "--everyone") == 0
+    assert not (Path(path) / "allowed.txt").exists()
     assert call("allow", "--everyone") == 0
     lists.follow(admission)
     assert admission.allowed is None

@@ -1,13 +1,20 @@
 """What only PostgreSQL can do to the aggregator: be away, refuse, come back, be served by two."""
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import psycopg
 import pytest
 
+from broker.aggregator.config import AggregatorConfig
 from broker.aggregator.decisions import CloseRound, Journal
+from broker.aggregator.directory import CONFIG_NAME
 from broker.aggregator.recovery import serve_with
 from broker.aggregator.store.address import StoreAddress
 from broker.aggregator.store.interface import Batch
@@ -22,7 +29,9 @@ from broker.errors import (
     StoreLostError,
     StoreRefusedError,
 )
-from tests.broker.aggregator.builders import a_genesis, a_round, an_entry
+from tests.broker.aggregator.builders import a_genesis, a_round, an_entry, an_update
+from tests.broker.aggregator.fleet import Device, make_directory
+from tests.brokers import PATIENCE_S, RunningBroker
 from tests.postgres import PASSWORD, Cluster, programs, running_cluster
 from trainer.errors import ParameterError
 
@@ -70,6 +79,43 @@ def test_server_that_is_killed_is_waited_for_and_nothing_acknowledged_is_lost(
     assert PASSWORD not in "".join(said)
     with closing(PostgresStore(address)) as store:
         assert [update.seq for update, _, _ in store.pending()] == [1, 2]
+
+
+@pytest.mark.process
+def test_settings_that_were_read_again_outlive_a_store_that_was_away(
+    cluster: Cluster, tmp_path: Path, mosquitto: RunningBroker
+) -> None:
+    """The service that is made anew has those of the one before, not those of the start."""
+    url = cluster.new_store()
+    config = AggregatorConfig(fleet="shop", store=url, broker=mosquitto.url, deadline_s=0.0)
+    path = make_directory(tmp_path / "shop", config)
+    with subprocess.Popen(
+        [sys.executable, "-m", "broker.aggregator.cli", "start", "--dir", str(path)],
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PFEDREC_STORE": url},
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        try:
+            with Device(mosquitto.address, "shop") as device:
+                first = device.head()
+                settings = path / CONFIG_NAME
+                settings.write_text(settings.read_text().replace("buffer = 32", "buffer = 1"))
+                process.send_signal(signal.SIGHUP)
+                assert any("the settings were read again" in line for line in process.stderr)
+                with closing(psycopg.connect(cluster.url("postgres"), autocommit=True)) as operator:
+                    operator.execute(
+                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s",
+                        ["pfedrec-aggregator"],
+                    )
+                assert any("the store is back" in line for line in process.stderr)
+                head = device.head(lambda each: each.session > first.session)
+                device.send(an_update(instance=head.instance))
+                assert device.head(lambda each: each.version == 1)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(PATIENCE_S) == 0
+        finally:
+            process.kill()
 
 
 def test_nobody_at_the_address_is_a_lost_store(cluster: Cluster) -> None:

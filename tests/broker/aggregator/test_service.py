@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -557,6 +557,40 @@ def test_batch_is_stored_then_acknowledged_then_answered_then_published(run: Run
         "stop",
     ]
     assert [head.version for head in recorder.heads()] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("buffer", "reloaded", "least", "updates", "closes"),
+    [
+        (8, 3, 6, 3, True),  # fewer than least_updates, which no more than closes a round
+        (2, 200, 4, 3, False),  # as many as a fresh start would wait for
+        (2, 200, 4, 4, True),
+    ],
+)
+def test_reload_of_buffer_counts_as_a_start_with_it(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    buffer: int,
+    reloaded: int,
+    least: int,
+    updates: int,
+    closes: bool,  # noqa: FBT001 - from the list above
+) -> None:
+    """Whatever `least_updates` is beside it."""
+    config = AggregatorConfig(
+        fleet="recorded", buffer=buffer, least_updates=least, deadline_s=0.01, guard_reports=0
+    )
+    path = make_directory(tmp_path / "aggregator", config)
+    recorder = Recorder(arrivals(path, *range(1, updates + 1)), [], [], [])
+    monkeypatch.setattr(service_module, "Connection", recorder)
+    with closing(open_store(path)) as store:
+        service = AggregatorService(config, store, recorder.address, print)
+
+        assert service.reconfigure(replace(config, buffer=reloaded)) == []
+        service.run(AfterTheBatches(recorder))
+
+        assert (service.version, service.buffered) == ((1, 0) if closes else (0, updates))
+        assert service.config == replace(config, buffer=reloaded)
 
 
 def test_batch_that_cannot_be_stored_is_neither_acknowledged_nor_answered(run: Run, tmp_path: Path) -> None:
