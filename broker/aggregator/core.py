@@ -66,8 +66,6 @@ from trainer.params import Floats
 
 MOST_INCARNATIONS = 1_000
 """Of one device; it begins a new one when it is set up anew, and each must be remembered for good."""
-_HELD_ROUNDS = 2
-"""Updates that may wait for the guard's finding, in rounds' worth."""
 
 
 class AggregatorCore:
@@ -96,12 +94,15 @@ class AggregatorCore:
         self._opened_at: float | None = None
         self._incarnations = Counter(device for device, _ in state.answered)
         self._retired = state.catalogue.retired_rows
-        # As the plan in the head says, which other settings for rounds do not change.
-        self._sample_rate = settings.guard.rate(settings.buffer)
+        self.sample_rate = settings.guard.rate(settings.buffer)
+        """The share of devices that the plan in the head asks for reports: other settings for rounds, that
+        come later, do not change it."""
         newest = Restorable(version=state.version, table=state.table, memory=state.strategy_state)
         self._guard = Guard(settings.guard, state.before or newest)
         if state.before is not None:
-            self._guard.published(newest, finding=self._first_finding)
+            told = state.quality is not None and state.quality.finding == "unjudged"
+            finding: Finding = "unjudged" if told else self._first_finding
+            self._guard.published(newest, finding=finding, quality=state.quality)
         self._open_round()
         for update, staleness, size in pending:
             change = ENCODINGS[update.encoding].decode(update.body, *state.table.shape)
@@ -237,11 +238,15 @@ class AggregatorCore:
         return ([] if quality is None else [KeepQuality(quality)]) + self._close_if_due(now)
 
     def quality_received(self, device: str, report: Quality, now: float) -> list[Command]:
-        """Take a device's report of the newest version; go back to an older table if that shows it is bad."""
+        """Take a device's report of the newest version; go back to an older table if that shows it is bad.
+
+        Names that have not come before are not listened to: who makes them up could be everybody.
+        """
         if (
-            report.instance != self._state.instance
+            not self.knows(device)
+            or report.instance != self._state.instance
             or self.given_up_by(report.version_before) is not None
-            or not is_sampled(report.instance, report.version, device, self._sample_rate)
+            or not is_sampled(report.instance, report.version, device, self.sample_rate)
         ):
             return []
         was_bad = self._guard.is_bad
@@ -315,7 +320,8 @@ class AggregatorCore:
     @property
     def _is_held(self) -> bool:
         """Whether the open round waits for the guard's finding."""
-        return self._guard.on_trial and self._round.count < _HELD_ROUNDS * self.settings.buffer
+        most = self.settings.guard.most_held(self.settings.buffer)
+        return self._guard.on_trial and self._round.count < most
 
     @property
     def _first_finding(self) -> Finding:
@@ -344,10 +350,20 @@ class AggregatorCore:
     def _close(
         self, *, by_deadline: bool, step: tuple[int, CatalogueChange, Changed] | None = None
     ) -> list[Command]:
-        change, strategy_state = self._combined()
-        # What is retired stays as it is: devices that do not know yet still train it.
-        change[self._retired] = 0.0
-        change += self._state.table
+        with np.errstate(over="ignore", invalid="ignore"):
+            change, strategy_state = self._combined()
+            # What is retired stays as it is: devices that do not know yet still train it.
+            change[self._retired] = 0.0
+            change += self._state.table
+        if self._round.count and not _are_finite(change, *strategy_state.values()):
+            # Updates of finite values that a strategy cannot reckon with: devices would refuse the table.
+            dropped = self._made(
+                self._state.table,
+                self._state.strategy_state,
+                restored=self.version,
+                dropped=self._round.count,
+            )
+            return dropped if step is None else dropped + self._close(by_deadline=False, step=step)
         catalogue_step = None
         if step is not None:
             number, asked, changed = step
@@ -422,3 +438,7 @@ class AggregatorCore:
             check_in_s=float(self._pacing.check_in(self.population, self.load)),
         )
         return ReplyReceipt(device, receipt)
+
+
+def _are_finite(*arrays: Floats) -> bool:
+    return all(bool(np.isfinite(each).all()) for each in arrays)

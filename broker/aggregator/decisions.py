@@ -12,6 +12,9 @@ from broker.protocol.messages import Receipt, Verdict
 from trainer.errors import ParameterError
 from trainer.params import Floats
 
+MOST_CLIENTS = 1_000_000_000_000
+"""Of a fleet: more than anybody has, and what stores and float32 can hold."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoundSettings:
@@ -55,8 +58,10 @@ class RoundSettings:
             )
         if not 0 <= self.max_staleness <= 100_000:
             raise ParameterError(f"max_staleness is {self.max_staleness}; it must lie between 0 and 100000")
-        if self.population is not None and self.population < 1:
-            raise ParameterError(f"population is {self.population}; a fleet has at least one client")
+        if self.population is not None and not 1 <= self.population <= MOST_CLIENTS:
+            raise ParameterError(
+                f"population is {self.population}; a fleet has between 1 and {MOST_CLIENTS} clients"
+            )
         if not 1 <= self.least_updates <= self.buffer:
             raise ParameterError(
                 f"least_updates is {self.least_updates}; it must lie between 1 and the buffer, {self.buffer}"
@@ -127,7 +132,8 @@ class ClosedRound:
     population : int or None
         Clients that the strategy was told of; with the journal, all that is needed to make the version anew.
     restored : int or None
-        The older version whose table it has again. Nothing of its round is counted then.
+        The older version whose table it has again: nothing of its round is counted then. The one just before
+        it, where what the round came to was not finite.
     dropped : int
         Updates that were accepted and are not counted for that reason.
     """
@@ -219,7 +225,9 @@ class CoreState:
     catalogue : Catalogue
         Of the table's rows.
     before : Restorable or None
-        The version before, if the newest one was on trial.
+        The version before, if the newest one has no finding, or is unjudged.
+    quality : VersionQuality or None
+        What is known of the newest one then.
     rolled_back : list of (int, int)
         Versions that were returned to by a rollback or a restore, each with the version that did it: those
         between are not built upon.
@@ -233,4 +241,5 @@ class CoreState:
     strategy_state: Mapping[str, Floats] = field(default_factory=dict)
     catalogue: Catalogue = field(default_factory=lambda: Catalogue(()))
     before: Restorable | None = None
+    quality: VersionQuality | None = None
     rolled_back: list[tuple[int, int]] = field(default_factory=list)

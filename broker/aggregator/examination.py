@@ -47,7 +47,7 @@ def examine(store: AggregatorStore) -> Iterator[Examined]:
 
 def ledger_agrees(store: AggregatorStore) -> bool:
     """Tell whether versions count as many updates as the journal; for a store that is not served."""
-    return store.ledger().counted == sum(record.updates for record in store.rounds(_PAGE))
+    return store.ledger().counted == store.updates_counted()
 
 
 def _kept(store: AggregatorStore, version: int) -> KeptTable | None:
@@ -75,10 +75,17 @@ def _judge(
         return _judged(record, "kept", "closed by an earlier release, which did not keep what it was made of")
     updates = store.counted(record.version)
     if len(updates) == record.updates:
-        return _judge_round(record, table_before, updates, kept)
+        return _unless_overflowed(_judge_round(record, table_before, updates, kept), record, kept)
     if _kept(store, version_before) is None:
         return _judged(record, "kept", "it left the window while we looked")
     return _judged(record, "wrong", f"of its {record.updates} updates {len(updates)} are there")
+
+
+def _unless_overflowed(judged: Examined, record: RoundRecord, kept: KeptTable) -> Examined:
+    finite = all(bool(np.isfinite(each).all()) for each in (kept.table, *kept.strategy_state.values()))
+    if finite or judged.judgement == "proved":
+        return judged
+    return _judged(record, "kept", "its values overflowed in an earlier release, as none do in this one")
 
 
 def _judged(record: RoundRecord, judgement: Judgement, why: str = "") -> Examined:

@@ -18,9 +18,13 @@ While a version is on trial no next one is made. After each report
   would seem bad with a normal d of deviation 0.15, and 1 in 100 with 0.2;
 * else, with `reports` of them and ``mean(d) >= -margin``, it is **good**; where it seems worse but may not
   be, more reports are waited for;
-* and after `wait_s`, or as soon as two rounds' worth of updates wait, it is **unjudged**: promoted for want
-  of reports, as where most devices are new and have no table to compare it with. After `wait_s` reports go
-  on to be looked at until the next version is made.
+* and after `wait_s`, or as soon as two rounds' worth of updates wait (and twice as many as there should be
+  reports, where rounds are smaller than that), it is **unjudged**: promoted for want of reports, as where
+  most devices are new and have no table to compare it with. After `wait_s` reports go on to be looked at
+  until the next version is made.
+
+All that is kept of reports is their sums, and who was heard; the sums outlast a restart. Who was heard does
+not: a device that reports the same version again after a restart counts twice.
 
 A bad version is followed by a new one with the table of the last version that was not bad. What was learnt
 from the bad one is not taken: `AggregatorCore` rejects it by name.
@@ -32,7 +36,7 @@ turned, or its rows exchanged, it fell by 0.33 or more.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
@@ -45,6 +49,8 @@ _LEAST_DEVIATION = 0.15
 """That of clean versions is 0.02 to 0.2, the more the younger the fleet; of poisoned ones about 0.4."""
 _REACH = 0.5
 """The largest difference that a report counts for."""
+_HELD_ROUNDS = 2
+"""Updates that may wait for a finding, in rounds' worth, or in reports."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +87,10 @@ class GuardSettings:
         if not 0.01 <= self.wait_s <= 604_800.0:
             raise ParameterError(f"guard_wait_s is {self.wait_s}; it must lie between 0.01 s and 7 days")
 
+    def most_held(self, buffer: int) -> int:
+        """Give how many updates end a trial when they wait, where `buffer` of them make a round."""
+        return _HELD_ROUNDS * max(buffer, self.reports)
+
     def rate(self, buffer: int) -> float:
         """Give the share of devices to ask: those that make a round of `buffer` updates are to be enough."""
         return min(1.0, self.reports / buffer)
@@ -100,6 +110,8 @@ class VersionQuality:
         Candidates ranked below the item.
     ndcg, ndcg_before, loss, loss_before : float
         Sums of NDCG@10 and of the mean cross-entropy.
+    differences, squares : float
+        Sums of the differences of shares, cut as the top of this file says, and of their squares.
     """
 
     version: int
@@ -114,6 +126,13 @@ class VersionQuality:
     ndcg_before: float = 0.0
     loss: float = 0.0
     loss_before: float = 0.0
+    differences: float = 0.0
+    squares: float = 0.0
+
+    @property
+    def difference(self) -> float:
+        """The mean difference of shares; there must be a report."""
+        return self.differences / self.reports
 
     @property
     def summary(self) -> str:
@@ -130,7 +149,15 @@ class VersionQuality:
     def plus(self, report: Quality) -> "VersionQuality":
         """Give the sums with one more report."""
         sums = {name: getattr(self, name) + getattr(report, name) for name in _SUMMED}
-        return replace(self, reports=self.reports + 1, **sums)
+        difference = (report.beaten - report.beaten_before) / report.candidates
+        difference = max(-_REACH, min(_REACH, difference))
+        return replace(
+            self,
+            reports=self.reports + 1,
+            differences=self.differences + difference,
+            squares=self.squares + difference * difference,
+            **sums,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -155,17 +182,13 @@ _SUMMED = (
 )  # fmt: skip
 
 
-def _mean(differences: Sequence[float]) -> float:
-    return math.fsum(differences) / len(differences)
-
-
-def is_worse(differences: Sequence[float], settings: GuardSettings) -> bool:
-    """Tell whether paired differences, each from -1 to 1, show a version to be worse beyond noise."""
-    n = len(differences)
+def is_worse(quality: VersionQuality, settings: GuardSettings) -> bool:
+    """Tell whether the reports of a version show it to be worse beyond noise."""
+    n = quality.reports
     if n < settings.least:
         return False
-    mean = _mean(differences)
-    variance = math.fsum((each - mean) ** 2 for each in differences) / (n - 1)
+    mean = quality.difference
+    variance = max(0.0, quality.squares - n * mean * mean) / (n - 1)
     error = max(math.sqrt(variance), _LEAST_DEVIATION) / math.sqrt(n)
     z = settings.z * math.sqrt(max(1.0, settings.reports / n))
     return mean + z * error < -settings.margin
@@ -175,7 +198,6 @@ def is_worse(differences: Sequence[float], settings: GuardSettings) -> bool:
 class _Trial:
     quality: VersionQuality
     ends_at: float | None = None
-    differences: list[float] = field(default_factory=list)
     heard: set[str] = field(default_factory=set)
 
 
@@ -210,18 +232,23 @@ class Guard:
         """When the trial ends for want of reports."""
         return self._trial.ends_at if self._trial is not None and self.on_trial else None
 
-    def published(self, newest: Restorable, *, finding: Finding = "trial") -> None:
+    def published(
+        self, newest: Restorable, *, finding: Finding = "trial", quality: VersionQuality | None = None
+    ) -> None:
         """Go on with a version that was made; its trial's time begins with the next `tick`.
 
         Parameters
         ----------
         finding : str
             What is known before: ``trial``, ``unjudged`` (nobody waits for it), or ``restored``.
+        quality : VersionQuality or None
+            What was reported of it before a restart; its own finding does not matter.
         """
         self._newest = newest
         if finding == "restored":
             self.good = newest
-        self._trial = _Trial(VersionQuality(version=newest.version, finding=finding))
+        quality = quality or VersionQuality(version=newest.version, finding=finding)
+        self._trial = _Trial(replace(quality, finding=finding))
 
     def report(self, device: str, report: Quality) -> VersionQuality | None:
         """Take a report; give the version's sums and finding with it, None if it does not count.
@@ -233,15 +260,10 @@ class Guard:
             return None
         trial.heard.add(device)
         quality = trial.quality.plus(report)
-        difference = (report.beaten - report.beaten_before) / report.candidates
-        trial.differences.append(max(-_REACH, min(_REACH, difference)))
         if quality.finding in ("trial", "unjudged"):
-            if is_worse(trial.differences, self._settings):
+            if is_worse(quality, self._settings):
                 quality = replace(quality, finding="bad")
-            elif (
-                quality.reports >= self._settings.reports
-                and _mean(trial.differences) >= -self._settings.margin
-            ):
+            elif quality.reports >= self._settings.reports and quality.difference >= -self._settings.margin:
                 quality = replace(quality, finding="good")
                 self.good = self._newest
         trial.quality = quality

@@ -411,13 +411,15 @@ class AggregatorService:
         return self._core.update_received(device, update, payload, now)
 
     def _change_catalogue(self) -> list[Command]:
-        """Make a version of each change of the catalogue that somebody has queued."""
+        """Make versions of queued changes of the catalogue, up to the first that has to stand a trial."""
         now = time.monotonic()
-        if now < self._look_for_changes_at or self._core.on_trial:
+        if now < self._look_for_changes_at:
             return []
         self._look_for_changes_at = now + _LOOK_FOR_CHANGES_S
         commands: list[Command] = []
         for number, change in self._store.queued_changes():
+            if self._core.on_trial:  # maybe the version that the change before has made
+                break
             try:
                 commands += self._core.change_catalogue(number, change)
             except (DataError, InputError, ParameterError) as error:
@@ -525,7 +527,13 @@ class AggregatorService:
                         "bytes_up": closed.bytes_up,
                     },
                 )
-                if closed.restored is not None:
+                if closed.restored == closed.version - 1:
+                    _LOG.error(
+                        "version %d: what the round came to is not finite; its %d updates are dropped",
+                        closed.version,
+                        closed.dropped,
+                    )
+                elif closed.restored is not None:
                     _LOG.warning(
                         "version %d has the table of version %d again; %d accepted updates are dropped",
                         closed.version,

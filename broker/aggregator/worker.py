@@ -307,6 +307,7 @@ class WorkerService(AggregatorService):
         self._core = self._load_core()
         self._stored_version = self._core.version
         self._plan = self._make_plan(len(self._core.table))
+        self._core.sample_rate = self._plan.guard
         self._publication = Publication(self._core.catalogue, self._plan, self._store.start())
         self._publication.begin(self._core.table)
         self._max_update_bytes = self._largest_update()

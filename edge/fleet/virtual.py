@@ -123,7 +123,7 @@ class Simulation:
                 guard=settings.guard,
             ),
             settings.aggregation.make(),
-            CoreState(instance=settings.seed, version=0, table=table),
+            CoreState(instance=settings.seed, version=0, table=table, seen=set(names.tolist())),
         )
         plan = make_plan(
             settings.hyperparameters,

@@ -556,6 +556,7 @@ def a_quality(version: int, finding: Finding, reports: int = 3) -> VersionQualit
     return VersionQuality(
         version=version, finding=finding, reports=reports, candidates=99 * reports, hits=2, hits_before=1,
         beaten=200, beaten_before=150, ndcg=1.25, ndcg_before=0.5, loss=3.5, loss_before=0.1,
+        differences=0.5, squares=0.25,
     )  # fmt: skip
 
 
@@ -569,15 +570,35 @@ def test_quality_is_kept_with_its_version(opened: Opened) -> None:
 
 
 def test_version_on_trial_comes_back_with_the_one_before(opened: Opened) -> None:
-    """Until there is a finding."""
+    """With what is known of it, until it is found good or bad."""
     opened.store.commit(batch(closing(1), KeepQuality(a_quality(1, "good")), closing(2)))
     before = opened.reopen().load().before
     assert before is not None
     assert before.version == 1
     np.testing.assert_array_equal(before.table, a_table(1))
-    for finding, is_kept in (("trial", True), ("unjudged", False), ("good", False)):
-        opened.store.commit(batch(KeepQuality(a_quality(2, finding))))  # type: ignore[arg-type]
-        assert (opened.store.load().before is not None) == is_kept
+    assert opened.store.load().quality is None
+    for finding, is_kept in (("trial", True), ("unjudged", True), ("good", False)):
+        quality = a_quality(2, finding)  # type: ignore[arg-type]
+        opened.store.commit(batch(KeepQuality(quality)))
+        state = opened.store.load()
+        assert (state.before is not None) == is_kept
+        assert state.quality == (quality if is_kept else None)
+
+
+def test_sums_are_as_large_as_ever_they_get(opened: Opened) -> None:
+    """Beyond four bytes."""
+    quality = replace(a_quality(1, "good"), reports=2**40, candidates=2**53, beaten=2**52)
+    opened.store.commit(batch(CloseRound(a_round(1, staleness_sum=2**40)), KeepQuality(quality)))
+    (record,) = opened.store.rounds(1)
+    assert (record.staleness_mean, record.quality) == (2**39, quality)
+
+
+def test_updates_of_all_versions_are_added_up(opened: Opened) -> None:
+    """As the journal counts them; none before the first version."""
+    assert opened.store.updates_counted() == 0
+    opened.store.commit(batch(accepted(1), accepted(2), closing(1), accepted(3)))
+    opened.store.commit(batch(accepted(4), closing(2), accepted(5)))
+    assert opened.reopen().updates_counted() == opened.store.ledger().counted == 4
 
 
 def test_rollback_drops_what_it_spends(opened: Opened) -> None:

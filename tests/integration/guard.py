@@ -185,11 +185,19 @@ def share_found_bad(mean: float, deviation: float, liars: int, lie: float, times
 
 def _is_found_bad(differences: list[float], settings: GuardSettings) -> bool:
     for n in range(settings.least, len(differences) + 1):
-        if is_worse(differences[:n], settings):
+        if _seems_worse(differences[:n], settings):
             return True
         if n >= settings.reports and np.mean(differences[:n]) >= -settings.margin:
             return False
     return False
+
+
+def _seems_worse(differences: Sequence[float], settings: GuardSettings) -> bool:
+    squares = sum(each * each for each in differences)
+    sums = VersionQuality(
+        version=0, finding="trial", reports=len(differences), differences=sum(differences), squares=squares
+    )
+    return is_worse(sums, settings)
 
 
 def run(
@@ -214,7 +222,7 @@ def seem_bad(differences: Sequence[Sequence[float]], times: int, rng: np.random.
         cut = np.clip(np.asarray(each), -0.5, 0.5)
         for signs in rng.choice((-1.0, 1.0), (times, len(cut))):
             line = (cut * signs).tolist()
-            found += any(is_worse(line[:n], settings) for n in range(settings.least, len(line) + 1))
+            found += any(_seems_worse(line[:n], settings) for n in range(settings.least, len(line) + 1))
     return found
 
 

@@ -1,13 +1,19 @@
 """The pieces against harmful updates, and the server optimisers, by hand."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.aggregation import AggregationSettings, FedAsync, FedBuff, Pipeline, ServerOptimiser
+from trainer.aggregation.optimisers import OPTIMISERS, OptimiserName
 from trainer.aggregation.robust import WeighedUpdate, agreements, clipped, median_limits, norms, robust_sum
 from trainer.errors import ParameterError
+
+if TYPE_CHECKING:
+    from trainer.params import Floats
 
 
 def _of(*values: float, rows: tuple[int, ...] = (0,), weight: float = 1.0) -> WeighedUpdate:
@@ -113,6 +119,55 @@ def test_adam_by_hand() -> None:
     m2, v2 = 0.5 * 0.5 + 0.5 * 3.0, 0.5 * v1 + 0.5 * 9.0
     np.testing.assert_allclose(one.change, [[0.1 * 0.5 / (v1**0.5 + 0.1)], [0.0]], rtol=1e-5)
     np.testing.assert_allclose(two.change, [[0.05 * m2 / (v2**0.5 + 0.1)], [0.0]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+@pytest.mark.parametrize("size", [1e18, 3e19, 1e30])
+def test_huge_changes_leave_an_optimiser_finite(name: OptimiserName, size: float) -> None:
+    """Whose squares no float32 holds: rounds of them, and the rounds after."""
+    optimiser = ServerOptimiser(name=name, beta2=0.0)
+    state: dict[str, Floats] = {}
+    with np.errstate(all="raise", under="ignore"):
+        for scale in (size, -size, size, 0.5, 0.5):
+            closing = optimiser.close(np.full((2, 3), scale, dtype=np.float32), 1.0, state)
+            state = dict(closing.state)
+            assert np.isfinite(closing.change).all()
+            assert all(np.isfinite(values).all() for values in state.values())
+
+
+def test_optimiser_of_an_earlier_release_whose_moments_overflowed_goes_on() -> None:
+    """Nothing is not finite any more after a round, in rows that it did not touch either."""
+    state = {"m": np.ones((2, 3), dtype=np.float32), "v": np.full((2, 3), np.inf, dtype=np.float32)}
+    state["v"][0, 0] = np.nan
+    for name in OPTIMISERS:
+        change = np.array([[1, 1, 1], [0, 0, 0]], dtype=np.float32)
+        closing = ServerOptimiser(name=name).close(change, 1.0, state)
+        assert np.isfinite(closing.change).all()
+        assert all(np.isfinite(values).all() for values in closing.state.values())
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+@pytest.mark.parametrize("size", [1e-30, 1e-3, 1.0, 1e5, 1e18])
+def test_changes_whose_squares_are_finite_are_worked_on_as_ever(name: OptimiserName, size: float) -> None:
+    """To the bit: the versions of earlier releases are proved with the optimiser of this one."""
+    rng = np.random.default_rng(3)
+    optimiser = ServerOptimiser(name=name)
+    state: dict[str, Floats] = {}
+    one, beta1, beta2 = np.float32(1.0), np.float32(0.9), np.float32(0.99)
+    m, v = np.zeros((5, 4), dtype=np.float32), np.full((5, 4), np.float32(1e-3) ** 2, dtype=np.float32)
+    for _ in range(4):
+        change = rng.standard_normal((5, 4), dtype=np.float32) * np.float32(size)
+        m, square = beta1 * m + (one - beta1) * change, change * change
+        v = {
+            "adagrad": v + square,
+            "adam": beta2 * v + (one - beta2) * square,
+            "yogi": v - (one - beta2) * square * np.sign(v - square),
+        }[name]
+        closing = optimiser.close(change, 0.5, state)
+        state = dict(closing.state)
+        step = np.float32(0.05) * m / (np.sqrt(np.maximum(v, 0.0)) + np.float32(1e-3))
+        assert closing.change.tobytes() == step.tobytes()
+        assert (state["m"].tobytes(), state["v"].tobytes()) == (m.tobytes(), v.tobytes())
 
 
 def test_adagrad_and_yogi_by_hand() -> None:

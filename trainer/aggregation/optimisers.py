@@ -12,6 +12,9 @@ from trainer.params import Floats
 
 OptimiserName = Literal["adagrad", "adam", "yogi"]
 OPTIMISERS: tuple[OptimiserName, ...] = ("adagrad", "adam", "yogi")
+_MOST = float(np.finfo(np.float32).max)
+_MOST_DELTA = np.float32(1.8446742e19)
+"""Its square is the largest below what float32 holds: what is farther from zero is cut to it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +29,9 @@ class ServerOptimiser:
     not move, so that a seldom seen item is not carried on by an old momentum, and steps between versions
     stay sparse. Δ is the mean change of those who took part; the step is multiplied by the part of the
     fleet that they are, so that `lr` means the same whatever the buffer.
+
+    All stays finite, however large Δ is. But a row that a huge Δ has moved hardly moves again for as long as
+    v remembers it, with Adagrad for good: `clip` keeps such a Δ out.
 
     Attributes
     ----------
@@ -72,19 +78,22 @@ class ServerOptimiser:
         if m is None or v is None or not m.shape == v.shape == mean.shape:
             m = np.zeros_like(mean)
             v = np.full_like(mean, np.float32(self.tau) ** 2)
-        m, v = m.copy(), v.copy()
+        # Copies. Earlier releases let squares overflow; what is not finite is very large now.
+        m, v = np.nan_to_num(m), np.nan_to_num(v, nan=_MOST, posinf=_MOST, neginf=_MOST)
         touched = np.flatnonzero(np.logical_or.reduce(mean != 0.0, axis=1))
-        delta = mean[touched]
+        delta = np.clip(mean[touched], -_MOST_DELTA, _MOST_DELTA)
         beta1, beta2 = np.float32(self.beta1), np.float32(self.beta2)
         one, square = np.float32(1.0), delta * delta
         m[touched] = beta1 * m[touched] + (one - beta1) * delta
         before = v[touched]
-        if self.name == "adagrad":
-            v[touched] = before + square
-        elif self.name == "adam":
-            v[touched] = beta2 * before + (one - beta2) * square
-        else:
-            v[touched] = before - (one - beta2) * square * np.sign(before - square)
+        with np.errstate(over="ignore"):
+            if self.name == "adagrad":
+                after = before + square
+            elif self.name == "adam":
+                after = beta2 * before + (one - beta2) * square
+            else:
+                after = before - (one - beta2) * square * np.sign(before - square)
+        v[touched] = np.minimum(after, np.float32(_MOST))
         change = np.zeros_like(mean)
         step = np.float32(self.lr * fraction)
         change[touched] = step * m[touched] / (np.sqrt(np.maximum(v[touched], 0.0)) + np.float32(self.tau))

@@ -264,6 +264,10 @@ class AggregatorStore(Protocol):
         """
         ...
 
+    def updates_counted(self) -> int:
+        """Add up the updates that all versions count."""
+        ...
+
     def rounds(self, limit: int) -> list[RoundRecord]:
         """Give the newest versions, newest first; version 0 is none."""
         ...

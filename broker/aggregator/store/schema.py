@@ -7,7 +7,7 @@ round's updates where ids do not. ``strategy_state`` has the arrays that a strat
 of ``width``, as they were when the version was made; they are kept as long as the version's table.
 ``versions.kind`` is round, rollback, import or restore; ``source`` the version whose table a rollback took;
 ``population`` and ``strategy`` (JSON) are what a round was closed with; ``retired`` the rows (uint32) that
-were retired when the version was made.
+were retired when the version was made, kept as long as its table.
 
 A rollback says how many accepted updates it ``dropped``. ``quality`` has the sums of what devices report of
 each version.
@@ -58,7 +58,7 @@ VERSIONS = Table(
     Column("item_table", LargeBinary),
     Column("sha256", LargeBinary, nullable=False),
     Column("updates", Integer, nullable=False),
-    Column("staleness_sum", Integer, nullable=False),
+    Column("staleness_sum", BigInteger, nullable=False),
     Column("bytes_up", BigInteger, nullable=False),
     Column("by_deadline", Boolean, nullable=False),
     Column("closed_at", Float, nullable=False),
@@ -75,10 +75,13 @@ QUALITY = Table(
     Column("version", BigInteger, primary_key=True),
     Column("finding", String, nullable=False),
     *(
-        Column(name, Integer, nullable=False)
+        Column(name, BigInteger, nullable=False)
         for name in ("reports", "candidates", "hits", "hits_before", "beaten", "beaten_before")
     ),
-    *(Column(name, Float, nullable=False) for name in ("ndcg", "ndcg_before", "loss", "loss_before")),
+    *(
+        Column(name, Float, nullable=False)
+        for name in ("ndcg", "ndcg_before", "loss", "loss_before", "differences", "squares")
+    ),
 )
 STRATEGY_STATE = Table(
     "strategy_state",

@@ -307,7 +307,10 @@ class SqlStore(ABC):
         first = connection.execute(select(func.min(VERSIONS.c.version)).where(before)).scalar()
         spent = JOURNAL.c.version.between(oldest if first is None else first, oldest)
         connection.execute(delete(BODIES).where(BODIES.c.id.in_(select(JOURNAL.c.id).where(spent))))
-        connection.execute(update(VERSIONS).where(before).values(item_table=None))
+        if first is not None:
+            # Also of versions that a batch with many rounds made without a table.
+            left = VERSIONS.c.version.between(first, oldest - 1)
+            connection.execute(update(VERSIONS).where(left).values(item_table=None, retired=None))
         connection.execute(delete(STRATEGY_STATE).where(STRATEGY_STATE.c.version < oldest))
 
     def load(self, *, answers: bool = True) -> CoreState:
@@ -326,6 +329,7 @@ class SqlStore(ABC):
                 (row.device, int(row.incarnation)): Answered(seq=row.seq, verdict=row.verdict)
                 for row in (connection.execute(select(ANSWERED)) if answers else ())
             }
+            before, quality = self._before(connection, newest)
             return CoreState(
                 instance=fact(connection, "instance"),
                 version=newest,
@@ -334,7 +338,8 @@ class SqlStore(ABC):
                 seen=set(connection.execute(select(DEVICES.c.device)).scalars()),
                 strategy_state=kept.strategy_state,
                 catalogue=catalogue_rows.read(connection),
-                before=self._before(connection, newest),
+                before=before,
+                quality=quality,
                 rolled_back=[
                     (row.source, row.version)
                     for row in connection.execute(
@@ -450,6 +455,11 @@ class SqlStore(ABC):
                 dropped=counts.get("dropped", 0),
             )
 
+    def updates_counted(self) -> int:
+        """See `AggregatorStore.updates_counted`."""
+        with self.transaction(reading=True) as connection:
+            return int(connection.execute(select(func.sum(VERSIONS.c.updates))).scalar_one() or 0)
+
     def rounds(self, limit: int) -> list[RoundRecord]:
         """See `AggregatorStore.rounds`."""
         columns = [column for column in VERSIONS.c if column.name != "item_table"]
@@ -480,18 +490,17 @@ class SqlStore(ABC):
                 for row in connection.execute(query.limit(limit))
             ]
 
-    def _before(self, connection: Connection, newest: int) -> Restorable | None:
-        """Give the version before the newest one, if that one still waits for its finding."""
-        finding = connection.execute(
-            select(QUALITY.c.finding).where(QUALITY.c.version == newest)
-        ).scalar_one_or_none()
+    def _before(self, connection: Connection, newest: int) -> tuple[Restorable | None, VersionQuality | None]:
+        """Give the version before the newest one and what is known of that, if reports of it still matter."""
+        row = connection.execute(select(QUALITY).where(QUALITY.c.version == newest)).one_or_none()
         kind = connection.execute(select(VERSIONS.c.kind).where(VERSIONS.c.version == newest)).scalar_one()
-        if kind != "round" or finding not in (None, "trial"):
-            return None
+        if kind != "round" or (row is not None and row.finding not in ("trial", "unjudged")):
+            return None, None
         kept = self._kept_table(connection, newest - 1)
         if kept is None:
-            return None
-        return Restorable(version=newest - 1, table=kept.table, memory=kept.strategy_state)
+            return None, None
+        before = Restorable(version=newest - 1, table=kept.table, memory=kept.strategy_state)
+        return before, None if row is None else VersionQuality(**row._asdict())
 
     def kept_table(self, version: int) -> KeptTable | None:
         """See `AggregatorStore.kept_table`."""

@@ -95,6 +95,7 @@ def test_broker_is_our_own_or_an_address(broker: str) -> None:
         ({"staleness_exponent": -0.5}, "exponent"),
         ({"staleness_exponent": float("nan")}, "exponent"),
         ({"population": -1}, "population"),
+        ({"population": 2**63}, "between 1 and 1000000000000 clients"),
         ({"check_in_s": -1.0}, "check_in_s"),
         ({"max_idle_passes": 0}, "max_idle_passes"),
         ({"max_idle_passes": 1_000_001}, "max_idle_passes"),

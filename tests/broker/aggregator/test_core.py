@@ -1,7 +1,8 @@
 """The aggregator's decisions: each verdict, when rounds close, and what holds in any order of events."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from broker.aggregator.catalogue_changes import parse_change
 from broker.aggregator.core import MOST_INCARNATIONS, AggregatorCore
 from broker.aggregator.decisions import (
     Answered,
@@ -22,7 +24,11 @@ from broker.aggregator.decisions import (
     ReplyReceipt,
     RoundSettings,
 )
+from broker.aggregator.examination import ledger_agrees
+from broker.aggregator.store.interface import Batch
+from broker.aggregator.store.sqlite import SqliteStore
 from broker.errors import TooManyIncarnationsError
+from broker.protocol.catalogue import Catalogue
 from broker.protocol.encodings import ENCODINGS
 from broker.protocol.messages import MAX_SEQ, MAX_U64, Receipt, Update, Verdict, encode
 from broker.protocol.wire import TypedArray
@@ -32,14 +38,15 @@ from tests.broker.aggregator.builders import (
     N_ITEMS,
     a_change,
     a_core,
+    a_genesis,
     a_table,
     an_update,
     decoded,
 )
 from tests.broker.protocol.strategies import updates as any_updates
-from trainer.aggregation import AggregationSettings, FedAvg, FedBuff, Strategy
+from trainer.aggregation import AggregationSettings, Closing, FedAvg, FedBuff, OpenRound, Strategy
 from trainer.errors import ParameterError
-from trainer.params import Floats
+from trainer.params import Floats, Rows
 
 DEADLINE_S = 10.0
 
@@ -397,6 +404,7 @@ def test_core_tells_its_instance() -> None:
         {"max_staleness": -1},
         {"max_staleness": 100_001},
         {"population": 0},
+        {"population": 2**63},
         {"check_in_s": -1.0},
         {"check_in_s": float("inf")},
     ],
@@ -828,6 +836,83 @@ def test_any_body_for_this_table_leaves_it_finite(updates: list[Update], bases: 
         commands = core.update_received("pi", ours, encode(ours), 0.0)
         assert encode(receipt_of(commands))
 
+    assert np.isfinite(core.table).all()
+
+
+@dataclass
+class Overflowing:
+    """A strategy whose rounds with a large first value come to what no float32 holds."""
+
+    moment: float = 1.0
+
+    def open(self, n_items: int, dim: int) -> OpenRound:
+        """Open a round of FedBuff's, with another end."""
+        return OverflowingRound(self, FedBuff().open(n_items, dim))
+
+
+class OverflowingRound:
+    """See `Overflowing`."""
+
+    def __init__(self, strategy: Overflowing, inner: OpenRound) -> None:
+        self.strategy = strategy
+        self.inner = inner
+
+    @property
+    def count(self) -> int:
+        """Give the inner round's."""
+        return self.inner.count
+
+    def add(self, rows: Rows, change: Floats, staleness: int) -> None:
+        """Leave it to the inner round."""
+        self.inner.add(rows, change, staleness)
+
+    def close(self, population: int, state: Mapping[str, Floats]) -> Closing:
+        """Overflow, in the step or in what is remembered."""
+        change = self.inner.close(population, state).change
+        wild = bool((np.abs(change) > 1e6).any())
+        moment = np.full((1, 1), np.float32(np.nan if wild and not self.strategy.moment else 1.0))
+        if wild and self.strategy.moment:
+            change[0, 0] = np.inf
+        return Closing(change=change, state={"moment": moment})
+
+
+@pytest.mark.parametrize("moment", [0.0, 1.0])
+def test_round_that_is_not_finite_is_dropped(moment: float, tmp_path: Path) -> None:
+    """No such table is published, and the ledger tells; the next round counts; the journal proves all."""
+    store = SqliteStore(tmp_path / "state.sqlite3")
+    store.initialise(a_genesis())
+    core = AggregatorCore(RoundSettings(buffer=2), Overflowing(moment), store.load())
+    table = core.table
+    change = a_change(1, scale=1e12)
+    commands = [*send(core, an_update(seq=1)), *send(core, an_update(seq=2, change=change))]
+    closed = round_of(commands)
+
+    assert (closed.version, closed.updates, closed.dropped, closed.restored) == (1, 0, 2, 0)
+    np.testing.assert_array_equal(core.table, table)
+    commands += [*send(core, an_update(seq=3, base_version=1)), *send(core, an_update(seq=4))]
+    assert (core.version, np.array_equal(core.table, table)) == (2, False)
+    durable = [each for each in commands if isinstance(each, Journal | CloseRound)]
+    store.commit(Batch(commands=durable, closed_at=0.0, strategy="{}"))
+    ledger = store.ledger()
+    assert (ledger.counted, ledger.dropped, ledger.pending) == (2, 2, 0)
+    assert ledger_agrees(store)
+    assert [record.closed_by for record in store.rounds(9)] == ["buffer", "rollback"]
+    store.close()
+
+
+def test_change_of_the_catalogue_is_made_without_a_round_that_is_not_finite() -> None:
+    """Two versions: one for what is dropped, one for the change."""
+    state = CoreState(
+        instance=INSTANCE, version=0, table=a_table(), catalogue=Catalogue(tuple(a_genesis().item_keys))
+    )
+    core = AggregatorCore(RoundSettings(buffer=9), Overflowing(), state)
+    send(core, an_update(seq=1, change=a_change(1, scale=1e12)))
+    commands = core.change_catalogue(7, parse_change("add", b"another\n", "new.txt"))
+
+    dropped, made = [each.round for each in commands if isinstance(each, CloseRound)]
+    assert (dropped.dropped, dropped.catalogue_step, made.dropped, made.updates) == (1, None, 0, 0)
+    assert made.catalogue_step is not None
+    assert core.table.shape == (N_ITEMS + 1, DIM)
     assert np.isfinite(core.table).all()
 
 

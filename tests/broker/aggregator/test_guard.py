@@ -1,5 +1,9 @@
 """The guard: when a version is good, bad or unjudged, and what the core does with a bad one."""
 
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,17 +14,21 @@ from broker.aggregator.decisions import (
     CloseRound,
     Command,
     CoreState,
+    Journal,
     KeepQuality,
     ReplyReceipt,
     RoundSettings,
 )
 from broker.aggregator.guard import Guard, GuardSettings, Restorable, VersionQuality, is_worse
-from broker.protocol.messages import Quality, is_sampled
-from tests.broker.aggregator.builders import INSTANCE, a_table, an_update
-from trainer.aggregation import FedAvg
+from broker.aggregator.store.interface import Batch
+from broker.aggregator.store.sqlite import SqliteStore
+from broker.protocol.messages import Quality, encode, is_sampled
+from tests.broker.aggregator.builders import INSTANCE, a_genesis, a_table, an_update
+from trainer.aggregation import FedAvg, FedBuff
 from trainer.errors import ParameterError
 
 SETTINGS = GuardSettings(reports=6, least=3, wait_s=10.0)
+DEVICES = [f"device-{number}" for number in range(60)]
 
 
 def a_report(version: int = 1, *, now: int = 80, before: int = 80, version_before: int = 0) -> Quality:
@@ -133,12 +141,32 @@ def test_next_version_takes_over_what_is_not_bad() -> None:
     assert (guard.on_trial, guard.good.version, guard.overtaken()) == (False, 2, None)
 
 
-@given(st.lists(st.floats(-1.0, 1.0), min_size=8, max_size=40))
+def added_up(differences: Iterable[float]) -> VersionQuality:
+    """Give what is kept of reports with these differences."""
+    each = list(differences)
+    squares = sum(difference * difference for difference in each)
+    return VersionQuality(
+        version=1, finding="trial", reports=len(each), differences=sum(each), squares=squares
+    )
+
+
+@given(st.lists(st.floats(-0.5, 0.5), min_size=8, max_size=40))
 def test_equal_or_better_is_never_worse(differences: list[float]) -> None:
     """However the reports scatter; and one more of the same mean changes no direction."""
     if sum(differences) >= 0.0:
-        assert not is_worse(differences, GuardSettings())
-    assert not is_worse(differences[:7], GuardSettings())
+        assert not is_worse(added_up(differences), GuardSettings())
+    assert not is_worse(added_up(differences[:7]), GuardSettings())
+
+
+@given(st.lists(st.integers(0, 10_000), min_size=1, max_size=30))
+def test_sums_are_those_of_the_reports(beaten: list[int]) -> None:
+    """One difference of half the candidates at most, in either direction, whatever is reported."""
+    quality = VersionQuality(version=1, finding="trial")
+    for each in beaten:
+        quality = quality.plus(replace(a_report(), candidates=10_000, beaten=each, beaten_before=4_000))
+    cut = np.clip((np.array(beaten) - 4_000) / 10_000, -0.5, 0.5)
+    assert quality.differences == pytest.approx(cut.sum())
+    assert quality.squares == pytest.approx((cut**2).sum())
 
 
 @pytest.mark.parametrize(("deviation", "share"), [(0.06, 0.0), (0.15, 0.005), (0.2, 0.015)])
@@ -152,7 +180,7 @@ def test_noise_alone_is_not_worse(deviation: float, share: float) -> None:
 
 def _is_found_worse(differences: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> bool:
     settings = GuardSettings()
-    return any(is_worse(differences[:n].tolist(), settings) for n in range(settings.least, 25))
+    return any(is_worse(added_up(differences[:n].tolist()), settings) for n in range(settings.least, 25))
 
 
 @pytest.mark.parametrize(("liars", "most"), [(2, 0.0), (3, 0.05)])
@@ -201,7 +229,7 @@ def a_core(**state: object) -> AggregatorCore:
     """Give a core of twenty devices, rounds of two updates, and a guard that asks everybody."""
     state = {"strategy_state": {"moment": a_table(7)}} | state
     settings = RoundSettings(buffer=2, population=20, deadline_s=None, guard=SETTINGS)
-    held = CoreState(instance=INSTANCE, version=0, table=a_table())
+    held = CoreState(instance=INSTANCE, version=0, table=a_table(), seen=set(DEVICES))
     for name, value in state.items():
         setattr(held, name, value)
     return AggregatorCore(settings, FedAvg(), held)
@@ -245,11 +273,17 @@ def test_no_version_is_made_while_one_is_on_trial() -> None:
     assert (made.round.version, made.round.updates) == (2, 3)
 
 
-def test_two_rounds_of_updates_end_a_trial() -> None:
-    """Where reports do not come."""
+@pytest.mark.parametrize(("buffer", "held"), [(1, 12), (2, 12), (7, 14)])
+def test_two_rounds_of_updates_end_a_trial(buffer: int, held: int) -> None:
+    """Where reports do not come; small rounds wait until there could have been reports enough."""
     core = a_core()
-    made = [closed(send(core, seq)) for seq in range(1, 7)]
-    assert [len(each) for each in made] == [0, 1, 0, 0, 0, 1]
+    core.settings = replace(core.settings, buffer=buffer)
+    made = [len(closed(send(core, seq))) for seq in range(1, buffer + held + 1)]
+    assert made == [0] * (buffer - 1) + [1] + [0] * (held - 1) + [1]
+
+
+def test_time_ends_a_trial() -> None:
+    """Then the round that is full by then closes."""
     core = a_core()
     send(core, 1)
     send(core, 2)
@@ -281,7 +315,7 @@ def test_bad_version_is_followed_by_the_table_before_and_nothing_of_it_counts() 
     assert verdict(send(core, 4, base=1)) == ("rejected", "version 1 was given up")
     assert verdict(send(core, 5, base=0))[0] == "accepted"
     # A device that comes from the bad version finds any other better.
-    assert core.quality_received("late", a_report(2, version_before=1), 0.0) == []
+    assert core.quality_received("device-9", a_report(2, version_before=1), 0.0) == []
     assert not core.on_trial
 
 
@@ -296,18 +330,109 @@ def test_state_of_before_a_restart_goes_on() -> None:
     np.testing.assert_array_equal(made.round.strategy_state["moment"], a_table(104))
 
 
+class Stored:
+    """A core and its store, which may be started anew."""
+
+    def __init__(self, path: Path, settings: RoundSettings) -> None:
+        self.settings = settings
+        self.store = SqliteStore(path)
+        self.store.initialise(a_genesis())
+        self.store.commit(Batch(commands=(), devices=DEVICES, closed_at=0.0))
+        self.start()
+
+    def start(self) -> None:
+        """Start, or start anew."""
+        self.core = AggregatorCore(self.settings, FedBuff(), self.store.load(), self.store.pending())
+
+    def keep(self, commands: list[Command]) -> None:
+        """Store what a batch came to."""
+        kept = [each for each in commands if isinstance(each, Journal | CloseRound | KeepQuality)]
+        self.store.commit(Batch(commands=kept, closed_at=0.0, strategy="{}"))
+
+    def make_a_version(self) -> None:
+        """Let devices send a round."""
+        for number in range(self.settings.buffer):
+            update = an_update(seq=1)
+            self.keep(self.core.update_received(DEVICES[number], update, encode(update), 0.0))
+
+    def report(self, first: int, last: int, *, now: int) -> None:
+        """Let some devices report."""
+        for device in DEVICES[first:last]:
+            self.keep(self.core.quality_received(device, a_report(now=now, before=90), 1.0))
+
+    @property
+    def found(self) -> tuple[str, int]:
+        """The finding of version 1, and how many have reported it."""
+        quality = self.store.rounds(9)[-1].quality
+        assert quality is not None
+        return quality.finding, quality.reports
+
+
+@pytest.mark.parametrize("population", [100, 10])
+@pytest.mark.parametrize("before", [0, 1, 5])
+def test_restart_in_the_middle_of_reports_forgets_none(population: int, before: int, tmp_path: Path) -> None:
+    """Whether somebody waits for them, or, in a small fleet, nobody does."""
+    guard = GuardSettings(reports=12, least=6)
+    stored = Stored(tmp_path / "s", RoundSettings(buffer=2, population=population, guard=guard))
+    stored.make_a_version()
+    waits = stored.core.on_trial
+    stored.report(0, before, now=5)
+    stored.start()
+    assert stored.core.on_trial == waits == (population == 100)
+    stored.report(before, 6, now=5)
+    assert stored.found == ("bad", 6)
+    assert stored.store.rounds(1)[0].closed_by == "rollback"
+    stored.store.close()
+
+
+def test_restart_does_not_put_an_unjudged_version_on_trial_again(tmp_path: Path) -> None:
+    """Its reports are added up; enough of them make it good."""
+    stored = Stored(tmp_path / "s", RoundSettings(buffer=2, population=100, guard=SETTINGS))
+    stored.make_a_version()
+    stored.report(0, 3, now=90)
+    stored.keep(stored.core.tick(0.0) + stored.core.tick(10.0))
+    assert stored.found == ("unjudged", 3)
+    stored.start()
+    assert not stored.core.on_trial
+    stored.report(3, 6, now=90)
+    assert stored.found == ("good", 6)
+    stored.store.close()
+
+
 def test_reports_that_were_not_asked_for_are_passed_over() -> None:
     """Another instance's, and those of devices outside the sample."""
     core = AggregatorCore(
         RoundSettings(buffer=100, population=20, deadline_s=1.0, guard=GuardSettings(reports=5)),
         FedAvg(),
-        CoreState(instance=INSTANCE, version=0, table=a_table()),
+        CoreState(instance=INSTANCE, version=0, table=a_table(), seen=set(DEVICES)),
     )
     send(core, 1)
     core.tick(0.0)
     assert closed(core.tick(1.0))
-    heard = [bool(core.quality_received(f"d{n}", a_report(1), 2.0)) for n in range(60)]
-    assert heard == [is_sampled(INSTANCE, 1, f"d{n}", 0.05) for n in range(60)]
+    heard = [bool(core.quality_received(device, a_report(1), 2.0)) for device in DEVICES]
+    assert heard == [is_sampled(INSTANCE, 1, device, 0.05) for device in DEVICES]
+    assert any(heard)
+
+
+def test_names_that_never_came_are_not_heard() -> None:
+    """However many somebody makes up, nothing is found, and nothing is kept."""
+    core = a_core()
+    send(core, 1)
+    send(core, 2)
+    assert core.on_trial
+    assert not any(core.quality_received(f"made-up-{n}", a_report(1, now=0), 0.0) for n in range(50))
+    assert core.device_seen("made-up-1")
+    assert core.quality_received("made-up-1", a_report(1), 0.0)
+
+
+def test_share_that_is_listened_to_is_the_one_that_was_asked_for() -> None:
+    """A head of before other settings for rounds asks as it did."""
+    core = a_core()
+    core.sample_rate = 0.25
+    send(core, 1)
+    send(core, 2)
+    heard = [bool(core.quality_received(device, a_report(1), 0.0)) for device in DEVICES[:20]]
+    assert heard == [is_sampled(INSTANCE, 1, device, 0.25) for device in DEVICES[:20]]
 
 
 def test_small_fleet_does_not_wait() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sqlalchemy import select
 
 from broker.aggregator.catalogue_changes import CatalogueChange
 from broker.aggregator.config import AggregatorConfig
@@ -19,6 +20,7 @@ from broker.aggregator.directory import initialise, load_config, open_store, ser
 from broker.aggregator.examination import examine, ledger_agrees
 from broker.aggregator.keeping import LOST_VERSIONS, back_up, import_table, restore, roll_back, table_file
 from broker.aggregator.store.interface import Batch
+from broker.aggregator.store.schema import VERSIONS
 from broker.aggregator.store.sql import SqlStore
 from broker.errors import CorruptError, DataError, FileUnreadableError, InUseError
 from broker.exit_codes import ExitCode
@@ -80,8 +82,14 @@ class Shop:
 
     def add_item(self, key: str) -> None:
         """Add an item, which closes the open round."""
+        self._change(CatalogueChange(kind="add", items=((key,),), source="new.txt", lines=(1,)))
+
+    def retire_item(self, key: str) -> None:
+        """Retire an item, which closes the open round."""
+        self._change(CatalogueChange(kind="retire", items=((key,),), source="old.txt", lines=(1,)))
+
+    def _change(self, change: CatalogueChange) -> None:
         with closing(self.open()) as store:
-            change = CatalogueChange(kind="add", items=((key,),), source="new.txt", lines=(1,))
             number = store.queue_change(change, 0.0)
             core = AggregatorCore(
                 self.config.round_settings, self.config.make_strategy(), store.load(), store.pending()
@@ -139,6 +147,42 @@ def test_every_version_is_made_anew_from_the_journal(
         shop.serve(6)
 
     assert judgements(shop) == [(version, "proved") for version in (1, 2, 3, 4)]
+
+
+def test_version_whose_values_overflowed_is_no_alarm(tmp_path: Path) -> None:
+    """An earlier release made it from the same updates; this one makes another of them."""
+    shop = Shop(tmp_path / "shop", a_config(server_optimiser="adam"))
+    with closing(shop.open()) as store:
+        config = shop.config
+        core = AggregatorCore(config.round_settings, config.make_strategy(), store.load())
+        commands: list[Command] = []
+        for seq in range(1, 5):
+            change = a_change(seq, n_items=N_ITEMS, scale=1e29)
+            update = an_update(seq=seq, instance=core.instance, change=change)
+            commands += core.update_received("pi", update, encode(update), 0.0)
+        (closed,) = [command for command in commands if isinstance(command, CloseRound)]
+        state = {name: values.copy() for name, values in closed.round.strategy_state.items()}
+        state["v"][state["v"] > 1e30] = np.inf
+        overflowed = CloseRound(replace(closed.round, strategy_state=state))
+        journalled = [command for command in commands if isinstance(command, Journal)]
+        settings = json.dumps(asdict(config.aggregation))
+        store.commit(Batch(commands=[*journalled, overflowed], closed_at=0.0, strategy=settings))
+
+    assert judgements(shop) == [(1, "kept")]
+    shop.serve(4)
+    assert judgements(shop) == [(1, "kept"), (2, "proved")]
+
+
+def test_what_was_retired_is_kept_as_long_as_the_table(new_shop: Callable[..., Shop]) -> None:
+    """Versions before the window have no more than their figures; those in it are proved."""
+    shop = new_shop(keep_versions=2)
+    shop.retire_item("item 3")
+    shop.serve(4 * 5)
+
+    assert [judgement for _, judgement in judgements(shop)] == [*["forgotten"] * 3, "kept", *["proved"] * 2]
+    with closing(shop.open()) as store, store.transaction(reading=True) as connection:
+        kept = connection.execute(select(VERSIONS.c.retired.is_not(None)).order_by(VERSIONS.c.version))
+        assert list(kept.scalars()) == [False] * 4 + [True] * 3
 
 
 def test_change_of_strategy_is_no_alarm(shop: Shop) -> None:

@@ -241,6 +241,9 @@ def test_version_that_devices_report_as_worse_is_rolled_back(
     """A new version has the table of the one before; the operator sees it in the rounds."""
     config = AggregatorConfig(fleet=fleet, buffer=1, deadline_s=0.0, population=40, guard_reports=12)
     path = make_directory(tmp_path / "aggregator", config)
+    store = open_store(path)
+    store.commit(Batch(commands=(), devices=[f"pi-{number}" for number in range(12)], closed_at=0.0))
+    store.close()
     with serving(path, broker.address), Device(broker.address, fleet) as device:
         head = device.head()
         assert head.plan.guard == 1.0
@@ -284,6 +287,23 @@ def test_queued_changes_of_the_catalogue_are_versions_while_it_runs(
     assert other.rounds(9)[0].updates == 1
     assert other.catalogue().retired == {0}
     other.close()
+
+
+def test_change_of_the_catalogue_does_not_end_the_trial_of_the_one_before(tmp_path: Path) -> None:
+    """It waits for that version's finding."""
+    config = AggregatorConfig(fleet="changing", population=100)
+    path = make_directory(tmp_path / "aggregator", config)
+    store = open_store(path)
+    store.queue_change(parse_change("add", b"one\n", "f"), 1.0)
+    store.queue_change(parse_change("add", b"two\n", "f"), 2.0)
+    service = AggregatorService(config, store, BrokerAddress.parse("mqtt://127.0.0.1:1"), lambda _: None)
+    stop = Event()
+
+    service.run(stop, each_turn=lambda: stop.set() if service.version else None)
+
+    assert [(record.version, record.quality) for record in store.rounds(9)] == [(1, None)]
+    assert [change.items for _, change in store.queued_changes()] == [(("two",),)]
+    store.close()
 
 
 def chunks_of(payload: bytes) -> list[Chunk]:

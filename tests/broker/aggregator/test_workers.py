@@ -250,7 +250,11 @@ def guarded(cluster: Cluster, broker: RunningBroker, path: Path, reports: int) -
         broker=broker.url,
     )
     make_directory(path, config, n_items=3000, dim=32)
-    return Workers(path, config.store, broker.address)
+    workers = Workers(path, config.store, broker.address)
+    with closing(workers.store()) as store:
+        devices = ["one", "other", *(f"pi-{number}" for number in range(8))]
+        store.commit(Batch(commands=(), devices=devices, closed_at=0.0))
+    return workers
 
 
 @pytest.fixture
