@@ -20,6 +20,11 @@ _CODE = re.compile(rf"[a-z0-9]{{{CODE_LETTERS}}}")
 _AUTHORITY = re.compile(r"[0-9a-f]{64}")
 
 
+def is_code(text: str) -> bool:
+    """Tell whether something has the form of a claim's code."""
+    return _CODE.fullmatch(text) is not None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Claim:
     """A claim; printing it hides the code.
@@ -51,7 +56,7 @@ class Claim:
         except ParameterError:
             raise InputError(_NONE) from None
         is_place = self.host and 0 < self.port < 65536
-        if not (is_place and _CODE.fullmatch(self.code) and _AUTHORITY.fullmatch(self.authority)):
+        if not (is_place and is_code(self.code) and _AUTHORITY.fullmatch(self.authority)):
             raise InputError(_NONE)
 
     @classmethod

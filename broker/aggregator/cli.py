@@ -318,7 +318,9 @@ def _authority(config: AggregatorConfig, directory: Path) -> "Authority | None":
     from broker.aggregator.security import AUTHORITY_NAME
     from broker.authority.authority import Authority
 
-    return Authority(directory / AUTHORITY_NAME)
+    authority = Authority(directory / AUTHORITY_NAME)
+    authority.finish_renewal()
+    return authority
 
 
 @contextmanager

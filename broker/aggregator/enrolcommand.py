@@ -41,6 +41,7 @@ def enrol(directory: Path, listen: str | None, port: int) -> None:
     service = Service(Supervisor(), lambda: config, say)
     service.listen()
     authority = Authority(directory / AUTHORITY_NAME)
+    authority.finish_renewal()
     broker = broker_for_devices(authority, config)
     enrolment = Enrolment(authority, broker, lambda: datetime.now(UTC), say)
     host = listen or config.listen

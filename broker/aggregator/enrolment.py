@@ -4,7 +4,7 @@
 
     GET /ca.pem                                    the authority's certificate: the device compares its hash
     POST /enrol {"device", "code", "request"}      200 {"certificate", "head_keys", "fleet", "broker"}
-                                                   403, 429, 400 {"error": a sentence}
+                                                   403, 429, 400, 503 {"error": a sentence}
 
 The secret key stays on the device: it sends a request for a certificate. The code is asked for once, by the
 first key that brings it (`broker.authority.claims`). Wrong tries are bounded by address; a connection has one
@@ -29,7 +29,8 @@ from broker.aggregator.listener import BoundedServer, answering
 from broker.aggregator.refusals import RefusalLog
 from broker.authority.authority import Authority
 from broker.authority.certificates import Request, read_request
-from broker.errors import ClaimRefusedError, InputError, PFedRecError
+from broker.claim import is_code
+from broker.errors import ClaimRefusedError, FileUnreadableError, InputError, SetupError
 from broker.protocol.topics import checked_id
 from broker.storage import read_file
 from trainer.errors import ParameterError
@@ -40,6 +41,9 @@ _LONGEST_S = 30.0
 """Of one connection, whatever it does meanwhile."""
 _TRIES, _TRIES_PER_S = 10.0, 0.1
 """Wrong ones of one address: ten at once, then one every ten seconds."""
+
+
+_OURS = "the authority cannot be used; its operator's log says why"
 
 
 class TooManyTriesError(ClaimRefusedError):
@@ -86,6 +90,8 @@ class Enrolment:
         InputError
             When the question is none.
         ClaimRefusedError, TooManyTriesError
+        SetupError, FileUnreadableError
+            When the authority cannot be used.
         """
         peer, seconds = _network(address), time.monotonic()
         with self._lock:  # one after the other: they write the same register
@@ -99,8 +105,10 @@ class Enrolment:
                 who = f"{asked.device} at {address}"
                 certificate = self._authority.enrol(asked.device, asked.code, asked.request, self._now())
                 head_keys = read_file(self._authority.path / "head_key.pub").decode()
-            except PFedRecError as error:
-                self._tries.take(peer, 1.0, seconds)
+            except Exception as error:
+                # A lock that is held, a full disk or a key that is away says nothing about who asks.
+                if not isinstance(error, SetupError | FileUnreadableError):
+                    self._tries.take(peer, 1.0, seconds)
                 self._log.note(type(error).__name__, f"{who} got no certificate: {error}", seconds)
                 raise
         self._say(f"{asked.device} has enrolled from {address}")
@@ -113,6 +121,8 @@ def _parsed(content: bytes) -> _Asked:
         texts = [parsed[name] for name in ("device", "code", "request")]
         if set(parsed) != {"device", "code", "request"} or not all(isinstance(text, str) for text in texts):
             raise InputError("a claim is device, code and request")
+        if not is_code(texts[1]):
+            raise InputError("a claim is device, code and request, and this code has another form")
         device = checked_id(texts[0], "the device id")
     except (KeyError, TypeError, ValueError, ParameterError, RecursionError) as error:
         raise InputError("a claim is JSON of device, code and request") from error
@@ -196,9 +206,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """Give a certificate."""
         length = self.headers.get("Content-Length", "")
-        size = int(length) if length.isdigit() and len(length) < 10 else MOST_BYTES + 1
+        is_number = length.isascii() and length.isdigit()
+        size = int(length) if is_number and len(length) < 10 else MOST_BYTES + 1
         # What is not read before the end of a connection may take the answer with it.
-        content = self.rfile.read(min(size, 2 * MOST_BYTES)) if length.isdigit() else b""
+        content = self.rfile.read(min(size, 2 * MOST_BYTES)) if is_number else b""
         if self.path != "/enrol":
             self._say(404, "there are GET /ca.pem and POST /enrol")
         elif size > MOST_BYTES:
@@ -213,10 +224,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._say(429, str(error))
         except ClaimRefusedError as error:
             self._say(403, str(error))
+        except FileUnreadableError:  # one of the authority's
+            self._say(503, _OURS)
         except InputError as error:
             self._say(400, str(error))
-        except PFedRecError:
-            self._say(503, "the authority cannot be used; its operator's log says why")
+        except Exception:  # noqa: BLE001 - who asks has an answer; `Enrolment` has noted it
+            self._say(503, _OURS)
         else:
             self._answer(200, json.dumps(answer).encode(), "application/json")
 

@@ -79,7 +79,8 @@ def _change(kind: str, directory: Path, file: Path) -> None:
     from broker.aggregator.directory import is_served, load_config, open_store
 
     config = load_config(directory, os.environ)
-    change = parse_change(next(each for each in KINDS if each == kind), read_file(file), str(file))
+    name = os.fsencode(file).decode(errors="backslashreplace")  # a file's name is bytes
+    change = parse_change(next(each for each in KINDS if each == kind), read_file(file), name)
     store = open_store(directory, config, looking=True)
     try:
         number = store.queue_change(change, time.time())

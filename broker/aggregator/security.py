@@ -7,6 +7,7 @@ whatever it says itself; and its access rules keep a device to its own topics.
 
 import shutil
 import socket
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -139,10 +140,12 @@ class Standing:
     def __init__(self, authority: Authority) -> None:
         self._path = authority.path
         self._seen = (0, 0)
-        self._changes = datetime.min.replace(tzinfo=UTC)
+        self._changes = self._followed_at = datetime.min.replace(tzinfo=UTC)
 
     def follow(self, admission: Admission, now: datetime) -> int:
         """Take the register over if it has changed, or time has changed who counts; revoke what is due.
+
+        Brokers' list of revoked certificates is written anew if it is not what the register says.
 
         Returns
         -------
@@ -157,7 +160,9 @@ class Standing:
             When something is due and the authority's key is not here. The devices count as without it.
         """
         seen = _look(self._path / REGISTER)
-        if seen == self._seen and now < self._changes:
+        # A clock that was ahead for a moment has changed who counts, and is not believed any longer.
+        before, self._followed_at = self._followed_at, now
+        if seen == self._seen and before <= now < self._changes:
             return 0
         self._seen, self._changes = seen, datetime.max.replace(tzinfo=UTC)
         authority = Authority(self._path)
@@ -171,16 +176,17 @@ class Standing:
         if any(
             entry.revoke_after and not entry.revoked_at and entry.ends <= now for entry in authority.entries
         ):
-            return _revoke_due(authority, now)
+            return _with_key(authority.revoke_due, now)
+        _with_key(authority.mend_revocations, now)
         return 0
 
 
-def _revoke_due(authority: Authority, now: datetime) -> int:
+def _with_key(change: Callable[[datetime], int], now: datetime) -> int:
     try:
-        return authority.revoke_due(now)
+        return change(now)
     except FileUnreadableError as error:
         raise FileUnreadableError(
-            f"{error}; the broker still takes certificates that newer ones have replaced: where the key is, "
+            f"{error}; the broker still takes certificates that it should not: where the key is, "
             "call edge-aggregator device revoke --old ID, and bring register.json and crl.pem here"
         ) from error
 

@@ -5,6 +5,7 @@
     DIR/ca.pem  ca.key  crl.pem       the authority; its revocation list, which brokers read
         server.pem  server.key        the broker's
         aggregator.pem  .key          the aggregator's, as a client
+        NAME-renewed.key              one of these two pairs while it is being replaced
         head.key  next-head.key       what heads are signed with, now and next
         head_key.pub                  the public halves: what devices pin
         register.json                 every certificate that was issued
@@ -26,7 +27,15 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from broker.authority.batches import Batch, read_batches, require_free, reserve, write_batch
-from broker.authority.certificates import Issued, Request, Signer, load_head_key, make_ca, make_head_key
+from broker.authority.certificates import (
+    Issued,
+    Request,
+    Signer,
+    load_head_key,
+    make_ca,
+    make_head_key,
+    revoked_serials,
+)
 from broker.authority.claims import (
     Given,
     draw_code,
@@ -39,11 +48,18 @@ from broker.authority.claims import (
 )
 from broker.authority.register import Entry, Register, moment, read_register, write_register
 from broker.claim import Claim
-from broker.errors import AlreadyInitialisedError, CorruptError, InputError
+from broker.errors import AlreadyInitialisedError, CorruptError, FileUnreadableError, InputError
 from broker.protocol.messages import Head
 from broker.protocol.signatures import MAX_KEYS, keys_from_text, keys_to_text, signed_bytes
 from broker.protocol.topics import checked_id
-from broker.storage import hold, make_directory, read_file, require_initialised, write_atomically
+from broker.storage import (
+    hold,
+    make_directory,
+    named_failures,
+    read_file,
+    require_initialised,
+    write_atomically,
+)
 from broker.tls import TlsFiles
 
 REGISTER = "register.json"
@@ -52,6 +68,8 @@ BATCHES, CLAIMS = "batches", "claims"
 SERVER_DAYS = 1825
 _LOCK_WAIT_S = 30.0
 _SECRET = 0o600
+_OWN = ("server", "aggregator")
+_PEM_BEGIN = b"-----BEGIN CERTIFICATE-----"
 
 
 class Authority:
@@ -295,6 +313,12 @@ class Authority:
                 self._hosts = before
                 raise
 
+    def finish_renewal(self) -> None:
+        """Finish a renewal that was killed half way: a certificate fits no key but its own."""
+        if any(self._renewed(name).exists() for name in _OWN):
+            with self._changing():
+                pass  # it finishes them
+
     def revoke(self, devices: Sequence[str], now: datetime, *, but_newest: bool = False) -> int:
         """Revoke all certificates of devices; give how many, and write the list that brokers read.
 
@@ -334,6 +358,26 @@ class Authority:
         with self._changing():
             return self._revoke(lambda entry: entry.revoke_after is not None and entry.ends <= now, now)
 
+    def mend_revocations(self, now: datetime) -> bool:
+        """Write the list that brokers read if it is not what the register says; tell whether it was not.
+
+        A command that was killed between the two leaves them so.
+        """
+        if self._list_is_right():
+            return False
+        with self._changing():
+            if self._list_is_right():  # somebody was just about to
+                return False
+            self._write_revocations(self._signer(), now)
+            return True
+
+    def _list_is_right(self) -> bool:
+        wanted = {int(entry.serial, 16) for entry in self._entries if entry.revoked_at is not None}
+        try:
+            return revoked_serials(read_file(self.path / CRL)) == wanted
+        except (FileUnreadableError, ValueError):
+            return False
+
     def _revoke(self, which: Callable[[Entry], bool], now: datetime) -> int:
         signer = self._signer()  # before anything is written: its key may be elsewhere
         count = 0
@@ -360,6 +404,7 @@ class Authority:
     def _changing(self) -> Iterator[None]:
         held = hold(self.path, wait_s=_LOCK_WAIT_S)
         try:
+            self._take_renewed()
             now = Authority(self.path)
             self._entries, self._hosts = list(now.entries), now.hosts
             yield
@@ -402,10 +447,25 @@ class Authority:
                 self._entries[place] = replace(entry, revoke_after=moment(at))
 
     def _renew(self, now: datetime) -> None:
-        for kind, name in (("server", "server"), ("aggregator", "aggregator")):
-            (issued,) = self._issue(kind, ["main"], now, SERVER_DAYS)
-            _write(self.path / f"{name}.key", issued.key)
-            _write(self.path / f"{name}.pem", issued.certificate)
+        for name in _OWN:
+            (issued,) = self._issue(name, ["main"], now, SERVER_DAYS)
+            # Both in one file first: who is killed between the two leaves what can be finished.
+            _write(self._renewed(name), issued.key + issued.certificate)
+            self._take_renewed()
+
+    def _renewed(self, name: str) -> Path:
+        return self.path / f"{name}-renewed.key"
+
+    def _take_renewed(self) -> None:
+        """Put renewed certificates and their keys in their places."""
+        for name in _OWN:
+            renewed = self._renewed(name)
+            if renewed.exists():
+                key, begin, certificate = read_file(renewed).partition(_PEM_BEGIN)
+                _write(self.path / f"{name}.key", key)
+                _write(self.path / f"{name}.pem", begin + certificate)
+                with named_failures(renewed):
+                    renewed.unlink()
 
     def _write_revocations(self, signer: Signer, now: datetime) -> None:
         revoked = {

@@ -51,6 +51,17 @@ def make_ca(fleet: str, now: datetime) -> Issued:
     return _issued(builder.sign(key, hashes.SHA256()), key)
 
 
+def revoked_serials(content: bytes) -> set[int]:
+    """Give the serial numbers in a list of revoked certificates (PEM).
+
+    Raises
+    ------
+    ValueError
+        When it is none.
+    """
+    return {each.serial_number for each in x509.load_pem_x509_crl(content)}
+
+
 class Signer:
     """The authority at work.
 

@@ -17,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 
 from broker.authority.batches import LETTERS
+from broker.authority.register import require_moment
 from broker.claim import CODE_LETTERS
 from broker.errors import ClaimRefusedError, CorruptError
 from broker.storage import named_failures, read_file, write_atomically
@@ -93,9 +94,11 @@ def read_claim(folder: Path, device: str) -> Given | None:
     if not path.exists():
         return None
     try:
-        return Given(**json.loads(read_file(path)))
+        given = Given(**json.loads(read_file(path)))
+        require_moment(given.expires_at)
     except (ValueError, TypeError) as error:
         raise CorruptError(f"{path} cannot be read; remove it and give the device another claim") from error
+    return given
 
 
 def require_good(given: Given | None, code: str, key: str, now: datetime) -> Given:

@@ -61,9 +61,19 @@ def read_register(path: Path) -> Register:
     try:
         content = json.loads(read_file(path))
         issued = tuple(Entry(**entry) for entry in content["issued"])
+        for entry in issued:
+            _require_sound(entry)
         return Register(content["fleet"], tuple(content["hosts"]), issued)
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptError(f"{path} cannot be read; restore it from a backup") from error
+
+
+def _require_sound(entry: Entry) -> None:
+    int(entry.serial, 16)
+    require_moment(entry.not_after)
+    for text in (entry.revoked_at, entry.revoke_after):
+        if text is not None:
+            require_moment(text)
 
 
 def write_register(path: Path, register: Register) -> None:
@@ -85,6 +95,17 @@ def _written(entry: Entry) -> dict[str, str | None]:
     if entry.revoke_after is None:
         del fields["revoke_after"]  # earlier releases know none
     return fields
+
+
+def require_moment(text: str) -> None:
+    """Check that something is a time as `moment` writes it, with its zone.
+
+    Raises
+    ------
+    ValueError, TypeError
+    """
+    if datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError("a time without its zone")
 
 
 def moment(at: datetime) -> str:

@@ -666,6 +666,17 @@ def test_start_waits_for_a_broker_that_does_not_answer(shop: Path) -> None:
     assert (process.returncode, rest) == (0, "stopped\n")
 
 
+def test_items_of_a_file_whose_name_is_no_utf_8_are_taken(shop: Path, call: Call, tmp_path: Path) -> None:
+    """Names of files are bytes."""
+    file = tmp_path / os.fsdecode(b"new\xff.txt")
+    file.write_text("new\n")
+
+    assert call("items", "add", "--dir", shop, file).code == 0
+
+    again = call("items", "add", "--dir", shop, file)
+    assert (again.code, "new\\xff.txt" in again.sentence) == (ExitCode.DATA_FORMAT, True)
+
+
 def test_items_are_queued_while_no_aggregator_runs(shop: Path, call: Call, tmp_path: Path) -> None:
     """The next start makes them; a file with a mistake is refused with its own code and changes nothing."""
     file = tmp_path / "new.txt"

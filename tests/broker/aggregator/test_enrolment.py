@@ -199,6 +199,44 @@ def test_wrong_tries_of_one_address_are_bounded(fleet: Fleet) -> None:
     assert fleet.ask(claim, request, "fd00:0:0:1::1")
 
 
+@pytest.mark.parametrize("code", ["\ud800", "", "z" * 25, "z" * 27, "Z" * 26, "é" * 26])
+def test_code_that_is_none_counts_as_a_wrong_try(fleet: Fleet, code: str) -> None:
+    """Whatever is in it."""
+    claim = fleet.claim()
+    content = json.dumps({"device": "pi-1", "code": code, "request": request_of(a_key()).decode()}).encode()
+    for _ in range(10):
+        with pytest.raises(InputError, match="a claim is"):
+            fleet.enrolment.answer(content, HOST)
+    with pytest.raises(TooManyTriesError):
+        fleet.ask(claim, request_of(a_key()))
+
+
+def test_error_of_our_own_is_no_try_of_the_devices(fleet: Fleet) -> None:
+    """Who has to wait for the operator does not have to wait for that, too."""
+    claim, request = fleet.claim(), request_of(a_key())
+    key = fleet.authority.path / "ca.key"
+    key.rename(key.with_suffix(".away"))
+    with answering(fleet) as port:
+        for _ in range(20):
+            status, body = call(fleet, port, "POST", "/enrol", body=asked(claim, request))
+            assert (status, "operator's log" in json.loads(body)["error"]) == (503, True)
+        key.with_suffix(".away").rename(key)
+        assert call(fleet, port, "POST", "/enrol", body=asked(claim, request))[0] == 200
+
+
+def test_what_nobody_foresaw_is_answered_and_counts(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It came of what was sent."""
+
+    def fail(*_: object) -> bytes:
+        raise RecursionError
+
+    claim, request = fleet.claim(), request_of(a_key())
+    monkeypatch.setattr(Authority, "enrol", fail)
+    with answering(fleet) as port:
+        codes = [call(fleet, port, "POST", "/enrol", body=asked(claim, request))[0] for _ in range(11)]
+    assert codes == [503] * 10 + [429]
+
+
 @contextmanager
 def answering(fleet: Fleet) -> Iterator[int]:
     """Answer over HTTPS; give the port."""
@@ -232,6 +270,8 @@ def test_server_answers_with_the_codes_it_says(fleet: Fleet) -> None:
             ("POST", "/enrol", {"body": b"{"}, 400),
             ("POST", "/enrol", {"body": b"x" * (MOST_BYTES + 1)}, 413),
             ("POST", "/enrol", {"headers": {"Content-Length": "-1"}}, 413),
+            ("POST", "/enrol", {"headers": {"Content-Length": "\xb2"}}, 413),
+            ("POST", "/enrol", {"body": asked(claim, request).replace(claim.code.encode(), b"\\ud800")}, 400),
             ("POST", "/enrol", {"body": asked(replace(claim, code=WRONG), request)}, 403),
         ):
             status, body = call(fleet, port, method, path, **sent)

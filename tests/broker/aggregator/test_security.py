@@ -1,6 +1,7 @@
 """What ``init --secure`` makes, and makes of what an earlier one has left."""
 
 import json
+import ssl
 import tomllib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,8 +15,9 @@ from broker.aggregator.admission import Admission
 from broker.aggregator.cli import cli
 from broker.aggregator.config import AggregatorConfig
 from broker.aggregator.security import AUTHORITY_NAME, Standing, add_device, make_authority
+from broker.authority import authority as authority_module
 from broker.authority.authority import CRL, REGISTER, Authority
-from broker.errors import AlreadyInitialisedError, FileUnreadableError, LapsedDeviceError
+from broker.errors import AlreadyInitialisedError, CorruptError, FileUnreadableError, LapsedDeviceError
 
 NOW = datetime.now(UTC)
 
@@ -143,6 +145,84 @@ def test_key_that_is_elsewhere_is_named_once_and_the_device_refused_all_the_same
     assert standing.follow(admission, later) == 0
     assert admission.lapsed == {"gone"}
     assert authority.entries[-1].revoked_at is None
+
+
+def test_list_that_a_killed_command_left_behind_is_written_by_whoever_follows(tmp_path: Path) -> None:
+    """At the start, and while it runs: the broker would go on taking what was revoked."""
+    authority = make_authority(tmp_path, "shop", (), NOW)
+    first = authority.issue_device("pi-1", NOW, 100)
+    authority.issue_device("pi-1", NOW, 100, overlap=timedelta(days=1))
+    running = Standing(authority)
+    running.follow(Admission(), NOW)
+    before = (authority.path / CRL).read_bytes()
+    assert authority.revoke_due(NOW + timedelta(days=2)) == 1
+
+    for standing in (running, Standing(authority)):
+        (authority.path / CRL).write_bytes(before)  # as if it had been killed after the register
+        assert standing.follow(Admission(), NOW + timedelta(days=2)) == 0
+        assert revoked_serials(authority) == {first.serial}
+    (authority.path / CRL).write_bytes(before)
+    (authority.path / "ca.key").rename(tmp_path / "ca.key")
+    with pytest.raises(FileUnreadableError, match="device revoke --old"):
+        Standing(authority).follow(Admission(), NOW + timedelta(days=2))
+
+
+def test_clock_that_was_ahead_for_a_moment_keeps_nobody_out(tmp_path: Path) -> None:
+    """Once it is right again."""
+    authority = make_authority(tmp_path, "shop", (), NOW)
+    authority.issue_device("pi-1", NOW, 100)
+    admission, standing = Admission(), Standing(authority)
+    for days, expected in ((0, set()), (4000, {"pi-1"}), (0, set()), (1, set()), (101, {"pi-1"})):
+        standing.follow(admission, NOW + timedelta(days=days))
+        assert admission.lapsed == expected
+
+
+@pytest.mark.parametrize("name", ["server.key", "server.pem", "aggregator.key", "aggregator.pem"])
+@pytest.mark.parametrize("then", ["a start", "another change"])
+def test_renewal_that_was_killed_half_way_is_finished(
+    tmp_path: Path, name: str, then: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A certificate with the key of another one would let no broker start."""
+    authority = make_authority(tmp_path, "shop", (), NOW)
+    write = authority_module._write
+
+    def die(path: Path, content: bytes) -> None:
+        if path.name == name:
+            raise KeyboardInterrupt
+        write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(authority_module, "_write", die)
+        with pytest.raises(KeyboardInterrupt):
+            authority.renew(NOW)
+    if then == "a start":
+        Authority(authority.path).finish_renewal()
+    else:
+        Authority(authority.path).rotate_head_key()
+
+    for each in ("server", "aggregator"):
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+            authority.path / f"{each}.pem", authority.path / f"{each}.key"
+        )
+    assert not list(authority.path.glob("*renewed*"))
+
+
+@pytest.mark.parametrize("wrong", ["some day", "2026-01-01", None, 7])
+@pytest.mark.parametrize("field", ["not_after", "revoked_at", "serial"])
+def test_register_with_what_is_no_date_or_number_is_damaged(
+    tmp_path: Path, field: str, wrong: object
+) -> None:
+    """It is named, with its remedy."""
+    authority = make_authority(tmp_path, "shop", (), NOW)
+    written = json.loads((authority.path / REGISTER).read_text())
+    written["issued"][0][field] = wrong
+    (authority.path / REGISTER).write_text(json.dumps(written))
+    if field == "revoked_at" and wrong is None:
+        assert Authority(authority.path).entries
+        return
+
+    with pytest.raises(CorruptError, match=r"register\.json cannot be read; restore it"):
+        Authority(authority.path)
 
 
 def test_register_of_an_earlier_release_is_read(tmp_path: Path) -> None:
