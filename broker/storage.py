@@ -6,6 +6,7 @@ Both programs that keep a directory (aggregator and device) use it. It does not 
 import errno
 import fcntl
 import os
+import pwd
 import shutil
 import sqlite3
 import time
@@ -135,6 +136,14 @@ def require_initialised(path: Path, marker: str, command: str) -> None:
         raise FileUnreadableError(f"{path / marker} cannot be read: {reason}; call as its owner") from error
     if not there:
         raise NotInitialisedError(f"{path} has no {marker}; set the directory up with: {command}")
+
+
+def user_name(uid: int) -> str:
+    """Give a user's name, the number where it has none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def require_database(path: Path, remedy: str = "restore it from a backup or init a new directory") -> None:

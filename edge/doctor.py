@@ -4,7 +4,6 @@ It changes nothing. What the facts mean is for `edge.findings` to say.
 """
 
 import os
-import pwd
 import shutil
 import sqlite3
 import statistics
@@ -20,7 +19,7 @@ from urllib.parse import quote
 from broker.errors import ConfigError, CorruptError, FileUnreadableError, MissingExtraError, PFedRecError
 from broker.findings import Finding, ok, problem, unchecked
 from broker.probe import Answer, probe
-from broker.storage import is_in_use, named_failures, require_database
+from broker.storage import is_in_use, named_failures, require_database, user_name
 from broker.tls import certificate_facts
 from edge import findings
 from edge.bulletin import read_bulletin
@@ -108,18 +107,11 @@ def _permissions(directory: Path, config: DeviceConfig | None) -> Finding:
         str(directory),
         unwritable=[str(path) for path in (directory, *files) if not os.access(path, os.W_OK)],
         strangers=[path.name for path in files if path.stat().st_uid != owner],
-        owner=_name_of(owner),
+        owner=user_name(owner),
         config_mode=(directory / CONFIG_NAME).stat().st_mode & 0o777,
         # Settings that cannot be read may hold one.
         secret=config is None or config.address.password is not None,
     )
-
-
-def _name_of(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
 
 
 def _database(path: Path, directory: Path) -> tuple[Model | None, float | None, Finding]:

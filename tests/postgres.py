@@ -117,6 +117,13 @@ class Cluster:
             connection.execute(f"CREATE SCHEMA {name}".encode())
         return self.url("postgres") + f"?options=-csearch_path%3D{name}"
 
+    def new_database(self, encoding: str) -> str:
+        """Give the address of a new database of some encoding, without a locale."""
+        name = f"fleet{next(self._numbers)}"
+        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name} ENCODING '{encoding}' TEMPLATE template0".encode())
+        return self.url(name)
+
 
 @contextmanager
 def running_cluster(*, durable: bool = False) -> Iterator[Cluster]:

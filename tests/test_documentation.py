@@ -1,6 +1,7 @@
 """Help texts and documents that must not fall behind the code."""
 
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,3 +79,17 @@ def test_architecture_names_only_files_that_exist() -> None:
                 missing.append(name)
 
     assert missing == []
+
+
+def test_guides_copy_of_the_directory_is_its_owners_alone(tmp_path: Path) -> None:
+    """It holds the authority's secret keys."""
+    directory = tmp_path / "shop"
+    (directory / "authority").mkdir(parents=True)
+    (directory / "config.toml").touch()
+    guide = (_ROOT / "docs" / "operating.md").read_text()
+    (line,) = re.findall(r"^sudo sh -c '(.* tar cf .*)'$", guide, flags=re.MULTILINE)
+    line = line.replace("/var/lib/pfedrec-shop", str(directory)).replace("/srv/backups", str(tmp_path))
+
+    subprocess.run(["sh", "-c", line], check=True)
+
+    assert (tmp_path / "rest.tar").stat().st_mode & 0o777 == 0o600

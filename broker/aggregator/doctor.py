@@ -17,16 +17,41 @@ from broker.aggregator.examination import ledger_agrees
 from broker.aggregator.security import AUTHORITY_NAME
 from broker.aggregator.trial import Trial
 from broker.authority.authority import Authority
+from broker.authority.soundness import first_complaint
 from broker.embedded import reachable_host
-from broker.errors import ConfigError, EarlierVersionError, FileUnreadableError, PFedRecError
+from broker.errors import (
+    ConfigError,
+    CorruptError,
+    DiskFullError,
+    EarlierVersionError,
+    FileUnreadableError,
+    InUseError,
+    MissingExtraError,
+    NewerVersionError,
+    NotWritableError,
+    PFedRecError,
+    StoreLostError,
+    StoreRefusedError,
+)
 from broker.findings import Finding, note, ok, problem, unchecked
 from broker.protocol.topics import FleetTopics
-from broker.storage import is_in_use
+from broker.storage import is_in_use, user_name
 from broker.tls import certificate_facts
 
 _MB = 1e6
 _LEAST_FREE_MB, _GOOD_FREE_MB = 20.0, 1_000.0
 _RENEW_DAYS = 30
+_REMEDIES: dict[type[PFedRecError], str] = {
+    StoreLostError: "start the database server (start waits for it), or correct store in config.toml",
+    StoreRefusedError: "correct store in config.toml, the user's password (PGPASSWORD), or the database",
+    MissingExtraError: "install it, or leave store in config.toml empty",
+    InUseError: "wait until the other process has ended, and call again",
+    NewerVersionError: "go on with the later release, or go back as docs/operating.md says",
+    DiskFullError: "free some space; nothing was lost",
+    NotWritableError: "let the directory's owner write it, or call as that user",
+    CorruptError: "restore a backup (edge-aggregator restore)",
+}
+_OTHERWISE = "do what the sentence says"
 _PACKAGES = ("pfedrec-edge", "numpy", "paho-mqtt", "SQLAlchemy")
 
 
@@ -102,6 +127,15 @@ def _secrets(directory: Path) -> Finding:
     if open_to_others:
         names = " ".join(str(path) for path in open_to_others)
         return problem("permissions", f"others may read {names}", f"chmod 600 {names}")
+    owner = directory.stat().st_uid
+    of_others = [path for path in secret if path.exists() and path.stat().st_uid != owner]
+    if of_others:
+        names = ", ".join(path.name for path in of_others)
+        return problem(
+            "permissions",
+            f"{names} and the directory, {user_name(owner)}'s, belong to different users",
+            f"chown -R {user_name(owner)}: {directory}",
+        )
     return ok("permissions", "settings, store and keys are their owner's alone")
 
 
@@ -127,7 +161,8 @@ def _store(directory: Path, config: AggregatorConfig) -> tuple[bool, Finding]:
         remedy = "back it up with the earlier release, then start this one"
         return is_in_use(directory), note("store", str(error), remedy)
     except PFedRecError as error:
-        return False, problem("store", str(error), "do what the sentence says, or restore a backup")
+        remedy = next((each for kind, each in _REMEDIES.items() if isinstance(error, kind)), _OTHERWISE)
+        return False, problem("store", str(error), remedy)
     found = f"{where}: version {state.version}, {len(state.seen)} devices"
     if not agrees:
         remedy = "edge-aggregator fsck says which version is not what its journal says"
@@ -141,8 +176,12 @@ def _certificates(directory: Path, config: AggregatorConfig, now: datetime) -> F
     renew = "edge-aggregator keys renew"
     try:
         authority = Authority(directory / AUTHORITY_NAME)
-        paths = [authority.path / "ca.pem", authority.path / "server.pem", authority.aggregator_files.cert]
-        dates = [(path.name, certificate_facts(path)) for path in paths if path is not None]
+        complaint = first_complaint(authority, own_broker=config.broker in OWN_BROKERS)
+        if complaint is not None:
+            return problem("certificates", *complaint)
+        files = [authority.path / name for name in ("ca.pem", "server.pem", "aggregator.pem")]
+        # With a broker of somebody else's, the server's may be where that is.
+        dates = [(path.name, certificate_facts(path)) for path in files if path.exists()]
     except PFedRecError as error:
         return problem("certificates", str(error), "restore the directory authority from a backup")
     name, facts = min(dates, key=lambda each: each[1].not_after)

@@ -415,7 +415,10 @@ class Authority:
         try:
             return Signer(read_file(self.path / "ca.pem"), read_file(self.path / "ca.key"))
         except ValueError as error:
-            raise CorruptError(f"{self.path / 'ca.key'} or ca.pem is damaged") from error
+            raise CorruptError(
+                f"{self.path / 'ca.key'} and ca.pem are no certificate with its key ({error}); "
+                "bring back both from one copy"
+            ) from error
 
     def _issue(
         self, kind: str, names: Sequence[str], now: datetime, days: int, overlap: timedelta | None = None

@@ -76,6 +76,8 @@ class Signer:
         loaded = load_pem_private_key(key, password=None)
         if not isinstance(loaded, ec.EllipticCurvePrivateKey):
             raise ValueError("not a key on an elliptic curve")  # noqa: TRY004 - a file's content, not a type
+        if loaded.public_key() != self._certificate.public_key():
+            raise ValueError("not the key of this certificate")
         self._key = loaded
 
     def server(self, hosts: list[str], now: datetime, days: int) -> Issued:

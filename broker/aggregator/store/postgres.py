@@ -81,7 +81,11 @@ class PostgresStore(SqlStore):
         engine = create_engine(
             "postgresql+psycopg://",
             creator=lambda: driver.connect(
-                address.url, connect_timeout=_CONNECT_TIMEOUT_S, application_name="pfedrec-aggregator"
+                address.url,
+                connect_timeout=_CONNECT_TIMEOUT_S,
+                application_name="pfedrec-aggregator",
+                # A database without an encoding (SQL_ASCII) would give bytes for text.
+                client_encoding="utf8",
             ),
             poolclass=StaticPool,
         )
@@ -213,6 +217,11 @@ def postgres_failure(error: "psycopg.Error", name: str) -> PFedRecError:
             return StoreRefusedError(f"{name} refuses: {said}; check the user, the password and the database")
         case "53" if code == "53100":
             return DiskFullError(f"no space is left for {name}; free some and start again, nothing was lost")
+        case "22" if code == "22P05":
+            return StoreRefusedError(
+                f"{name} refuses: {said}; it needs a database for all text, made by "
+                "createdb -E UTF8 -T template0"
+            )
         case "55" | "40":
             return InUseError(f"{name} is locked by another process; end it or wait, then call again")
     if not code and type(error).__name__ in ("OperationalError", "ConnectionTimeout", "InterfaceError"):

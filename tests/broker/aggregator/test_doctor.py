@@ -1,6 +1,7 @@
 """``edge-aggregator doctor``: each finding, its remedy, and the exit code."""
 
 import json
+import os
 import sqlite3
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -69,6 +70,74 @@ def test_files_that_others_may_read_are_named(directory: Path) -> None:
     found = found_in(directory)
     assert problems(found) == {"permissions"}
     assert found["permissions"].remedy == f"chmod 600 {directory / CONFIG_NAME}"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("name", [CONFIG_NAME, DATABASE_NAME])
+def test_files_of_another_user_than_the_directorys_are_named(directory: Path, name: str) -> None:
+    """`start` as its owner could not read them."""
+    for path in (directory, *directory.iterdir()):
+        os.chown(path, 12345, 12345)
+    assert problems(found_in(directory)) == set()
+    os.chown(directory / name, 0, 0)
+
+    found = found_in(directory)
+
+    assert problems(found) == {"permissions"}
+    assert name in found["permissions"].found
+    assert found["permissions"].remedy == f"chown -R 12345: {directory}"
+
+
+@pytest.mark.parametrize(
+    ("file", "remedy"),
+    [
+        ("server.key", "keys renew"),
+        ("aggregator.key", "keys renew"),
+        ("server.pem", "keys renew"),
+        ("aggregator.pem", "keys renew"),
+        ("crl.pem", "backup"),
+        ("head.key", "backup"),
+        ("next-head.key", "backup"),
+        ("head_key.pub", "backup"),
+        ("ca.pem", "backup"),
+        ("ca.key", "backup"),
+    ],
+)
+def test_each_file_of_the_authority_is_looked_at(tmp_path: Path, file: str, remedy: str) -> None:
+    """Whether it is there, can be read, and is of this authority: `start` or devices need it."""
+    directory = make_directory(tmp_path / "a", AggregatorConfig(fleet="shop", secure=True))
+    path = make_authority(directory, "shop", (), NOW).path
+    other = make_authority(tmp_path / "other", "shop", (), NOW).path
+    assert found_in(directory)["certificates"].level is Level.OK
+    for content in ((other / file).read_bytes(), b"junk", None):
+        if content is None:
+            (path / file).unlink()
+        else:
+            (path / file).write_bytes(content)
+        found = found_in(directory)["certificates"]
+        if content is None and file == "ca.key":
+            assert found.level is Level.OK, "it may live elsewhere"
+            continue
+        assert found.level is Level.PROBLEM
+        assert remedy in found.remedy
+
+
+def test_server_key_may_be_where_somebody_elses_broker_is(tmp_path: Path) -> None:
+    """As docs/security.md has it installed."""
+    config = AggregatorConfig(fleet="shop", secure=True, broker="mqtts://mq.example:8883")
+    directory = make_directory(tmp_path / "a", config)
+    authority = make_authority(directory, "shop", (), NOW)
+    (authority.path / "server.key").unlink()
+    assert found_in(directory)["certificates"].level is Level.OK
+
+
+@pytest.mark.postgres
+def test_remedy_goes_with_what_is_wrong_with_the_store(directory: Path) -> None:
+    """A backup mends no server that is away."""
+    found = found_in(directory, store="postgresql://nobody@127.0.0.1:1/none")["store"]
+    assert found.level is Level.PROBLEM
+    assert "start the database server" in found.remedy
+    assert "backup" not in found.remedy
 
 
 def test_damaged_and_contradicting_stores_are_problems(tmp_path: Path) -> None:

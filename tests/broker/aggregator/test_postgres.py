@@ -137,6 +137,20 @@ def test_server_that_refuses_is_not_tried_again(cluster: Cluster, what: str) -> 
     assert PASSWORD not in str(caught.value)
 
 
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_database_of_another_encoding_is_used_or_refused_by_name(cluster: Cluster, encoding: str) -> None:
+    """As initdb and createdb make one without a locale: what is stored is UTF-8 all the same."""
+    genesis = a_genesis()  # its keys are not in Latin letters alone
+
+    with closing(PostgresStore(StoreAddress(cluster.new_database(encoding)))) as store:
+        if encoding == "SQL_ASCII":
+            store.initialise(genesis)
+            assert list(store.catalogue().keys) == list(genesis.item_keys)
+        else:
+            with pytest.raises(StoreRefusedError, match="createdb -E UTF8 -T template0"):
+                store.initialise(genesis)
+
+
 def test_newer_database_is_refused_and_left_alone(cluster: Cluster) -> None:
     """What a later release wrote, this one does not touch."""
     address = StoreAddress(cluster.new_store())

@@ -259,3 +259,16 @@ def test_commands_renew_with_an_overlap_and_revoke_what_is_old(tmp_path: Path) -
     assert "replaced" not in call("device", "list", "--dir", shop)
     call("device", "revoke", "--dir", shop, "pi-1", "pi-2")
     assert states() == ["revoked"] * 3
+
+
+def test_authority_with_another_ones_key_issues_nothing(tmp_path: Path) -> None:
+    """Brokers and devices would refuse what it makes; nothing is changed."""
+    authority = make_authority(tmp_path / "a", "shop", (), NOW)
+    other = make_authority(tmp_path / "b", "shop", (), NOW)
+    (authority.path / "ca.key").write_bytes((other.path / "ca.key").read_bytes())
+    before = {path.name: path.read_bytes() for path in authority.path.iterdir()}
+    with pytest.raises(CorruptError, match=r"ca\.key and ca\.pem are no certificate with its key"):
+        authority.issue_device("pi-1", NOW, 30)
+    with pytest.raises(CorruptError, match=r"ca\.key"):
+        authority.renew(NOW)
+    assert {path.name: path.read_bytes() for path in authority.path.iterdir()} == before

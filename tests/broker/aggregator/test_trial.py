@@ -74,6 +74,18 @@ def test_amqtt_leaks_and_forgets(tmp_path: Path) -> None:
     assert found == {"sessions": Level.NOTE, "retained": Level.NOTE}
 
 
+def test_amqtt_that_gives_everybody_a_running_fleets_head_is_judged_by_what_was_asked_for(
+    tmp_path: Path,
+) -> None:
+    """It sends retained messages unasked: they are no answer, to no check."""
+    with RunningBroker("amqtt", tmp_path / "amqtt") as broker:
+        with Peer(broker.address, "fleet", FleetTopics("shop").everything) as peer:
+            peer.publish("pfedrec/1/shop/head", b"a head", retain=True)
+            assert peer.messages.get(timeout=10).topic == "pfedrec/1/shop/head"
+        found = levels(tried(broker.address))
+    assert found == {"sessions": Level.NOTE, "retained": Level.NOTE}
+
+
 def test_queue_of_a_mosquitto_as_debian_installs_it_is_too_short(tmp_path: Path) -> None:
     """A new aggregator would know a thousand devices of a greater fleet."""
     with a_mosquitto(tmp_path, "allow_anonymous true") as address:
