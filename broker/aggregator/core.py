@@ -26,6 +26,8 @@ commands to be carried out after the `Journal` and `CloseRound` commands of the 
 While the guard has a version on trial, rounds do not close; if it finds it bad, a new version has an older
 table again. What was trained on the bad one, then or later, does not count: dropped, or rejected by name.
 
+A round that comes to values that are not finite is dropped, too: its version has the table of the one before.
+
 Two invariants, held by tests with random event orders: versions only grow, by one for each closed
 round; and no accepted update is in more than one round, or in none once its round closed.
 """

@@ -31,7 +31,7 @@ class ServerOptimiser:
     fleet that they are, so that `lr` means the same whatever the buffer.
 
     All stays finite, however large Δ is. But a row that a huge Δ has moved hardly moves again for as long as
-    v remembers it, with Adagrad for good: `clip` keeps such a Δ out.
+    v remembers it, with Adagrad and Yogi for good: `clip` keeps such a Δ out.
 
     Attributes
     ----------

@@ -104,6 +104,19 @@ def test_saved_database_gets_the_newest_shape_once(saved: Path, path: Path, full
     assert schema_of(restored) == schema_of(full)
 
 
+def test_reports_of_an_earlier_release_are_judged_by_their_sums(path: Path) -> None:
+    """How they scatter was not kept: as much as in a young fleet."""
+    restore(next(saved for saved in DUMPS if saved.stem == "0005").read_text(), path)
+    run_sql(path, "INSERT INTO quality VALUES (2, 'trial', 4, 400, 1, 1, 200, 300, 0.5, 0.5, 1.0, 1.0)")
+    run_sql(path, "INSERT INTO quality VALUES (1, 'unjudged', 0, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0)")
+    store = SqliteStore(path)
+    quality = store.load().quality
+    store.close()
+    assert quality is not None
+    assert (quality.finding, quality.reports, quality.differences) == ("trial", 4, -1.0)
+    assert quality.squares == pytest.approx(4 * (0.25**2 + 0.2**2))
+
+
 def schema_of(path: Path) -> list[tuple[str, str]]:
     """Give the names and definitions of all tables and indices."""
     query = "SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY name"

@@ -168,8 +168,10 @@ def test_earlier_database_is_changed_by_who_serves_it_alone(cluster: Cluster) ->
         with old.transaction() as connection:
             newest = MIGRATIONS[-1][0]
             connection.exec_driver_sql("DELETE FROM migrations WHERE name = %(newest)s", {"newest": newest})
-            connection.exec_driver_sql("DROP TABLE quality")
-            connection.exec_driver_sql("ALTER TABLE versions DROP COLUMN dropped")
+            for name in ("differences", "squares"):
+                connection.exec_driver_sql(f"ALTER TABLE quality DROP COLUMN {name}")
+            for name in ("candidates", "beaten"):
+                connection.exec_driver_sql(f"ALTER TABLE quality ALTER COLUMN {name} TYPE INTEGER")
 
         with pytest.raises(EarlierVersionError, match=f"earlier release .it lacks {newest}"):
             PostgresStore(address, looking=True)

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from random import Random
@@ -356,6 +357,32 @@ def test_round_that_a_report_closes_counts_its_updates_once(
     with closing(workers.store()) as store:
         assert [each.judgement for each in examine(store)] == ["proved"] * 5
         assert (store.ledger().counted, store.ledger().pending) == (10, 0)
+
+
+@pytest.mark.mqtt
+def test_new_leader_hears_the_devices_that_its_head_asks(
+    cluster: Cluster, shared_mosquitto: RunningBroker, tmp_path: Path
+) -> None:
+    """Another buffer, read again before it led, changes when its rounds close, and not the share."""
+    workers = guarded(cluster, shared_mosquitto, tmp_path / "aggregator", 8)
+    first = ExitStack()
+    leader = first.enter_context(workers.working("a"))
+    with first, Device(shared_mosquitto.address, workers.config.fleet) as device:
+        for seq in (1, 2):
+            assert device.send(an_update_for(device.head(), seq)).verdict == "accepted"
+        made = device.head(of_version(1))
+        assert leader.leads
+        with workers.working("b") as second:
+            second.reconfigure(replace(workers.config, buffer=8000))
+            first.close()
+            wait_until(lambda: second.leads and second.head_published, "b leads")
+            head = device.head(lambda each: each.session > made.session)
+            assert (head.version, head.plan.guard) == (1, 1.0)
+            for number in range(8):
+                device.publish(device.topics.quality(f"pi-{number}"), encode(a_report(head, beaten=0)))
+            assert device.head(of_version(2)).plan.guard == 1.0
+    with closing(workers.store()) as store:
+        assert store.rounds(1)[0].source == 0
 
 
 @pytest.mark.mqtt
