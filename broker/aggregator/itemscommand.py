@@ -21,8 +21,9 @@ _FILE = click.argument("file", type=click.Path(path_type=Path, readable=False))
 def items() -> None:
     """Change the catalogue of a fleet: rows are only ever added, and keep their places.
 
-    Each file is one new version of the table, made within a second by the aggregator that runs, or when it
-    starts. A file with a mistake changes nothing.
+    Each file is one new version of the table, made by the aggregator that runs, within a second or, where a
+    version is on trial, once that has ended (guard_wait_s at most), or when it starts. A file with a mistake
+    changes nothing.
 
     \b
     Example:
@@ -89,7 +90,8 @@ def _change(kind: str, directory: Path, file: Path) -> None:
         while outcome is None and is_served(directory, store):
             if time.monotonic() > deadline:
                 raise TimedOutError(
-                    f"the aggregator of {directory} has not made the change within {_WAIT_S:.0f} s; it is "
+                    f"the aggregator of {directory} has not made the change within {_WAIT_S:.0f} s, perhaps "
+                    f"as a version is on trial (for {config.guard_wait_s:g} s at most: guard_wait_s); it is "
                     "queued, and will be made"
                 )
             time.sleep(_POLL_S)

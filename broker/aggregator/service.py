@@ -49,6 +49,7 @@ from broker.connection import (
 from broker.errors import (
     DataError,
     InputError,
+    NotAdmittedError,
     ParameterError,
     PFedRecError,
     ProtocolError,
@@ -117,7 +118,7 @@ class AggregatorService:
     ) -> None:
         self._config = config
         self._watch = watch or Watch()
-        self._online: set[str] = set()
+        self._online: dict[str, tuple[int, int]] = {}  # incarnation and newest session
         self._head_published = False
         self._turned_at = time.monotonic()
         self._foreign_heads: set[int] = set()
@@ -372,14 +373,11 @@ class AggregatorService:
         address = self._topics.parse(message.topic)
         now = time.monotonic()
         if address.device:
-            self._admission.require_listed(address.device)
+            self._require_listed(address.device)
         if address.kind in ("status", "quality"):
             self._admission.require_rate(address.device, _SMALL, now)
         if address.kind == "status":
-            if message.payload:
-                status = decode(message.payload, Status)
-                self._note_device(address, new_devices)
-                (self._online.add if status.online else self._online.discard)(address.device)
+            self._note_status(address, message.payload, new_devices)
             return []
         if address.kind == "head":
             self._note_head(message)
@@ -439,6 +437,27 @@ class AggregatorService:
             self._admission.require_room(self._core.seen)
         if self._core.device_seen(address.device):
             new_devices.append(address.device)
+
+    def _require_listed(self, device: str) -> None:
+        try:
+            self._admission.require_listed(device)
+        except NotAdmittedError:
+            self._online.pop(device, None)
+            raise
+
+    def _note_status(self, address: Address, payload: bytes, new_devices: list[str]) -> None:
+        if not payload:  # somebody has cleared it
+            self._online.pop(address.device, None)
+            return
+        status = decode(payload, Status)
+        self._note_device(address, new_devices)
+        incarnation, session = self._online.get(address.device, (status.incarnation, 0))
+        if status.incarnation == incarnation and status.session < session:
+            return  # an old last will: brokers may notice late that a connection is dead
+        if status.online:
+            self._online[address.device] = status.incarnation, status.session
+        else:
+            self._online.pop(address.device, None)
 
     def _note_head(self, message: Received) -> None:
         """Notice another aggregator of the same fleet: its heads and ours would take turns."""

@@ -16,6 +16,7 @@ import pytest
 
 from broker.address import BrokerAddress
 from broker.aggregator import service as service_module
+from broker.aggregator.admission import Admission
 from broker.aggregator.catalogue_changes import parse_change
 from broker.aggregator.config import AggregatorConfig
 from broker.aggregator.directory import CONFIG_NAME, DATABASE_NAME, load_config, open_store
@@ -27,7 +28,7 @@ from broker.connection import WINDOW_EVENTS, Connected, EventSink, LinkEvent, Lo
 from broker.errors import DiskFullError, RefusedError
 from broker.protocol.chunks import cut
 from broker.protocol.encodings import SparseChange
-from broker.protocol.messages import Chunk, Head, Quality, Receipt, Update, decode, encode
+from broker.protocol.messages import Chunk, Head, Quality, Receipt, Status, Update, decode, encode
 from broker.protocol.topics import Filter, FleetTopics, Topic
 from broker.protocol.versions import sha256
 from tests.broker.aggregator.builders import a_change, an_update
@@ -577,6 +578,50 @@ def test_batch_is_stored_then_acknowledged_then_answered_then_published(run: Run
         "stop",
     ]
     assert [head.version for head in recorder.heads()] == [0, 1]
+
+
+def a_status(*, online: bool, session: int, incarnation: int = 1) -> list[LinkEvent]:
+    """Give the arrival of a device's status."""
+    status = Status(
+        online=online, session=session, incarnation=incarnation, version=None, scorer="none", software="test"
+    )
+    return [Received(FleetTopics("recorded").status("pi"), encode(status), 1, 1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("batches", "online"),
+    [
+        ([a_status(online=True, session=8), a_status(online=False, session=7)], 1),  # an old last will
+        ([a_status(online=True, session=8), a_status(online=False, session=8)], 0),
+        ([a_status(online=True, session=8), a_status(online=False, session=9)], 0),
+        ([a_status(online=True, session=8), a_status(online=False, session=1, incarnation=2)], 0),
+        ([a_status(online=True, session=8), "cleared"], 0),
+        ([a_status(online=True, session=8), "blocked", a_status(online=True, session=8)], 0),
+        ([a_status(online=True, session=8), "blocked", a_status(online=False, session=8)], 0),
+    ],
+)
+def test_device_is_online_as_its_newest_session_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: list[list[LinkEvent] | str], online: int
+) -> None:
+    """One that is refused is not counted."""
+    config = AggregatorConfig(fleet="recorded")
+    path = make_directory(tmp_path / "aggregator", config)
+    cleared: list[LinkEvent] = [Received(FleetTopics("recorded").status("pi"), b"", 1, 1, 1)]
+    recorder = Recorder(
+        *((cleared if each == "cleared" else []) if isinstance(each, str) else each for each in batches)
+    )
+    monkeypatch.setattr(service_module, "Connection", recorder)
+    admission, turns = Admission(), iter(batches)
+
+    def block_when_due() -> None:
+        if next(turns) == "blocked":
+            admission.blocked = frozenset({"pi"})
+
+    with closing(open_store(path)) as store:
+        service = AggregatorService(config, store, recorder.address, print, admission=admission)
+        service.run(AfterTheBatches(recorder), each_turn=block_when_due)
+
+        assert service.devices_online == online
 
 
 @pytest.mark.parametrize(

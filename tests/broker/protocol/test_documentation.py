@@ -25,6 +25,7 @@ def test_page_has_exactly_the_topics() -> None:
         topics.snapshot(0, 7).replace("0/7", "SLOT/CHUNK"),
         topics.delta(0, 7).replace("0/7", "SLOT/CHUNK"),
         topics.catalogue(7).replace("/7", "/CHUNK"),
+        topics.release(0, 7).replace("0/7", "SLOT/CHUNK"),
         topics.status("ID"),
         topics.update("ID"),
         topics.receipt("ID"),
