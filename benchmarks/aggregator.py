@@ -207,7 +207,12 @@ def aggregated(address: BrokerAddress, folder: Path, load: Load, store: str, wor
 
         cpu_s, by_kind_s = sum(map(_cpu_s, running.values())), _cpu_by_kind_s()
         with publishing(address, load, instance) as began_at:
-            _wait(lambda: look() >= load.total, lambda: memory[-1][0])
+            # Looking takes from what it looks at: often only towards the end.
+            _wait(
+                lambda: look() >= load.total,
+                lambda: memory[-1][0],
+                lambda: 0.25 if memory[-1][0] > 0.9 * load.total else 1.0,
+            )
             ended_at, cpu_s = time.monotonic(), sum(map(_cpu_s, running.values())) - cpu_s
             by_kind_us = {
                 kind: 1e6 * (seconds - by_kind_s.get(kind, 0.0)) / load.total
@@ -216,14 +221,16 @@ def aggregated(address: BrokerAddress, folder: Path, load: Load, store: str, wor
         return Taken(load.total / (ended_at - began_at), 1e6 * cpu_s / load.total, memory, by_kind_us)
 
 
-def _wait(done: Callable[[], bool], progress: Callable[[], int]) -> None:
+def _wait(
+    done: Callable[[], bool], progress: Callable[[], int], pause_s: Callable[[], float] = lambda: 0.25
+) -> None:
     seen, at = -1, time.monotonic()
     while not done():
         if progress() != seen:
             seen, at = progress(), time.monotonic()
         if time.monotonic() > at + _PATIENCE_S:
             sys.exit(f"nothing went on for {_PATIENCE_S:.0f} s, at {seen} updates")
-        time.sleep(0.25)
+        time.sleep(pause_s())
 
 
 def _page(port: int, path: str) -> str | None:

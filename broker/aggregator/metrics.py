@@ -8,6 +8,7 @@ the guard can find.
 A new figure is one attribute here and one line in `worked`; a new refusal's class is counted by its name.
 """
 
+import collections
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import get_args
@@ -157,8 +158,9 @@ class Metrics(Watch):
         if batch.messages:
             self._batch.observe(batch.messages)
             self._received.inc(batch.bytes_up)
+        for verdict, count in collections.Counter(each.verdict for each in batch.receipts).items():
+            self._updates.labels(verdict=verdict).inc(count)
         for receipt in batch.receipts:
-            self._updates.labels(verdict=receipt.verdict).inc()
             if receipt.verdict == "accepted":
                 self._staleness.observe(receipt.staleness)
         for name in batch.refusals:

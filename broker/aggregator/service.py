@@ -565,7 +565,7 @@ class AggregatorService:
         return True
 
     def _send(self, topic: Topic, payload: bytes, kind: str) -> None:
-        self._connection.publish(topic, payload, retain=kind != "receipt")
+        self._connection.publish(topic, payload, retain=True)
         self._watch.sent(kind, len(payload))
 
     def _tell_finding(self, quality: VersionQuality) -> None:
@@ -585,10 +585,14 @@ class AggregatorService:
         )
 
     def _reply(self, commands: list[Command]) -> None:
+        n_bytes = 0
         for command in commands:
             if isinstance(command, ReplyReceipt):
                 receipt = encode(command.receipt)
-                self._send(self._topics.receipt(command.device), receipt, "receipt")
+                self._connection.publish(self._topics.receipt(command.device), receipt)
+                n_bytes += len(receipt)
+        if n_bytes:
+            self._watch.sent("receipt", n_bytes)
 
     def _publish_version(self) -> None:
         if self._session == 0:  # the first connection has no number yet; it publishes all of this anyway

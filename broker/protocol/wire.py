@@ -34,6 +34,7 @@ _DTYPE_OF_TAG: Final[dict[int, np.dtype[Any]]] = {
     85: np.dtype("<f4"),  # binary32, little endian
 }
 _TAG_OF_DTYPE: Final = {dtype: tag for tag, dtype in _DTYPE_OF_TAG.items()}
+_SHORT_TEXT: Final = 0x60
 _SIMPLE: Final = {20: False, 21: True, 22: None}
 _REAL: Final = {26: struct.Struct(">f"), 27: struct.Struct(">d")}
 _SIZE_OF_ADDITIONAL: Final = {24: 1, 25: 2, 26: 4, 27: 8}
@@ -56,7 +57,7 @@ def is_typed_array(value: object) -> TypeGuard[TypedArray]:
     """Tell whether `value` is a one-dimensional array of a dtype that a message can carry."""
     if not isinstance(value, np.ndarray) or value.ndim != 1:
         return False
-    return value.dtype.newbyteorder("<") in _TAG_OF_DTYPE
+    return value.dtype in _TAG_OF_DTYPE or value.dtype.newbyteorder("<") in _TAG_OF_DTYPE
 
 
 def loads(payload: bytes, max_bytes: int = MAX_MESSAGE_BYTES, max_items: int = MAX_ITEMS) -> object:
@@ -105,8 +106,11 @@ def _item(payload: bytes, at: int, depth: int, room: int) -> tuple[Any, int, int
     """
     if at >= len(payload):
         raise MalformedError("the message ends too early")
-    major, argument = payload[at] >> 5, payload[at] & 31
+    first = payload[at]
     at += 1
+    if first < 24:
+        return first, at, room
+    major, argument = first >> 5, first & 31
     if major == 7:
         value, at = _simple_or_real(payload, at, argument)
         return value, at, room
@@ -141,9 +145,17 @@ def _array(payload: bytes, at: int, count: int, depth: int, room: int) -> tuple[
 def _map(payload: bytes, at: int, count: int, depth: int, room: int) -> tuple[dict[Any, Any], int, int]:
     pairs: dict[Any, Any] = {}
     for _ in range(count):
-        key, at, room = _item(payload, at, depth, room)
-        if isinstance(key, list | dict | np.ndarray) or key in pairs:
-            raise MalformedError("a map with a repeated key, or with a container as a key")
+        size = payload[at] - _SHORT_TEXT if at < len(payload) else -1
+        if 0 <= size < 24:  # as nearly all keys are: without a call for each of their parts
+            after = at + 1 + size
+            key = _text(_bytes(payload, at + 1, after))
+            at = after
+        else:
+            key, at, room = _item(payload, at, depth, room)
+            if isinstance(key, list | dict | np.ndarray):
+                raise MalformedError("a map with a container as a key")
+        if key in pairs:
+            raise MalformedError("a map with a repeated key")
         pairs[key], at, room = _item(payload, at, depth, room)
     return pairs, at, room
 
