@@ -32,6 +32,7 @@ from trainer.params import MAX_DIM
 
 if TYPE_CHECKING:
     from broker.aggregator.admission import Admission
+    from broker.aggregator.health import Health
     from broker.aggregator.metrics import Metrics
     from broker.aggregator.service import AggregatorService
     from broker.aggregator.store.interface import RoundRecord
@@ -222,13 +223,12 @@ def start(
     with (
         exclusive(directory, with_others=worker is not None),
         _broker(config, directory / BROKER_NAME, authority) as (address, require_running, each_turn),
+        _watching(config, directory) as (watch, health),
     ):
         admission = Admission(config.admission)
         follow_lists = _lists(directory, admission)
         follow_register = _register(authority, admission)
         _try_out(config, address)
-        watch = None if config.metrics_port == 0 else _metrics(config, directory)
-
         call_others = _roll_call(config, address, worker)
 
         def serve(store: "SqlStore") -> None:
@@ -245,9 +245,10 @@ def start(
                     service.each_round(aggregator)
 
                 try:
-                    with _listener(config, directory, aggregator, watch):
-                        aggregator.run(service.stop, require_running, turn)
+                    health.watched = aggregator
+                    aggregator.run(service.stop, require_running, turn)
                 finally:
+                    health.watched = None
                     config = aggregator.config  # after a store that was away, what a reload has changed stays
 
         try:
@@ -394,31 +395,27 @@ def _register(authority: "Authority | None", admission: "Admission") -> Callable
     return follow
 
 
-def _metrics(config: AggregatorConfig, directory: Path) -> "Metrics":
-    from broker.aggregator.directory import DATABASE_NAME
-    from broker.aggregator.metrics import Metrics
+@contextmanager
+def _watching(config: AggregatorConfig, directory: Path) -> "Iterator[tuple[Metrics | None, Health]]":
+    """Serve figures and health where the settings say so, whether the store answers or not."""
+    from broker.aggregator.health import Health
 
-    return Metrics(
+    health = Health(None, directory)
+    if config.metrics_port == 0:
+        yield None, health
+        return
+    from broker.aggregator.directory import DATABASE_NAME
+    from broker.aggregator.listener import listening
+    from broker.aggregator.metrics import CONTENT_TYPE, Metrics
+
+    metrics = Metrics(
         config.fleet,
         lambda: sum(path.stat().st_size for path in directory.glob(f"{DATABASE_NAME}*") if path.exists()),
     )
-
-
-@contextmanager
-def _listener(
-    config: AggregatorConfig, directory: Path, aggregator: "AggregatorService", metrics: "Metrics | None"
-) -> Iterator[None]:
-    if metrics is None:
-        yield
-        return
-    from broker.aggregator.health import Health
-    from broker.aggregator.listener import listening
-    from broker.aggregator.metrics import CONTENT_TYPE
-
-    host, health = config.metrics_listen, Health(aggregator, directory)
+    host = config.metrics_listen
     with listening(host, config.metrics_port, metrics.render, CONTENT_TYPE, health) as port:
         say(f"metrics and health at http://{host}:{port}/metrics, /healthz and /readyz")
-        yield
+        yield metrics, health
 
 
 @cli.command()

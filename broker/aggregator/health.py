@@ -13,26 +13,38 @@ _LEAST_FREE_BYTES = 20_000_000
 
 
 class Health:
-    """Looks at a service and its directory."""
+    """Looks at a service and its directory.
 
-    def __init__(self, watched: Watched, directory: Path) -> None:
-        self._watched = watched
+    Attributes
+    ----------
+    watched : Watched or None
+        The service; None while there is none, as the store is waited for.
+    """
+
+    def __init__(self, watched: Watched | None, directory: Path) -> None:
+        self.watched = watched
         self._directory = directory
 
     def complaints(self) -> list[str]:
         """Say why the process should be started again; nothing: it is alive."""
-        idle_s = time.monotonic() - self._watched.turned_at
+        watched = self.watched
+        if watched is None:
+            return []
+        idle_s = time.monotonic() - watched.turned_at
         return [f"the loop has not gone round for {idle_s:.0f} s"] if idle_s > HANGS_AFTER_S else []
 
     def waits_for(self) -> list[str]:
         """Say what keeps it from serving; nothing: it is ready."""
         missing = self.complaints()
-        if not self._watched.broker_connected:
+        watched = self.watched
+        if watched is None:
+            missing.append("the store does not answer")
+        elif not watched.broker_connected:
             missing.append("the broker is not connected")
-        elif not self._watched.head_published:
+        elif not watched.head_published:
             missing.append("no head is published yet")
         if not os.access(self._directory, os.W_OK):
             missing.append("the store cannot be written")
         elif shutil.disk_usage(self._directory).free < _LEAST_FREE_BYTES:
-            missing.append("the store's file system is full")
+            missing.append("the store's file system has less than 20 MB free")
         return missing

@@ -27,11 +27,13 @@ from broker.aggregator.listener import listening
 from broker.aggregator.metrics import CONTENT_TYPE, Metrics
 from broker.aggregator.service import AggregatorService
 from broker.aggregator.watching import WorkedBatch, refusal_name
+from broker.embedded import free_port
 from broker.errors import AddressInUseError, HashMismatchError, MalformedError
 from broker.protocol.messages import encode
 from tests.broker.aggregator.builders import a_change, an_update
 from tests.broker.aggregator.fleet import Device, make_directory
 from tests.brokers import HOST, PATIENCE_S, RunningBroker
+from tests.edge.running import RunningCommand
 
 _OPERATIONS = Path(__file__).resolve().parents[3] / "docs" / "operations"
 _PROMQL = re.compile(r"\b((?:pfedrec|process)_[a-z_]+)(?:\{([^}]*)\})?")
@@ -147,6 +149,22 @@ def test_second_aggregator_of_a_fleet_is_noticed(mosquitto: RunningBroker, tmp_p
     with watched(second, mosquitto) as (metrics, _), Device(mosquitto.address, "shop") as device:
         while samples(metrics)["pfedrec_foreign_heads_total"] < 1:
             threading.Event().wait(0.01)
+
+
+@pytest.mark.postgres
+@pytest.mark.mqtt
+@pytest.mark.process
+def test_store_that_is_away_is_told_and_no_reason_to_end(mosquitto: RunningBroker, tmp_path: Path) -> None:
+    """A liveness probe would end a process that only waits."""
+    port = free_port(HOST)
+    path = make_directory(tmp_path / "a", AggregatorConfig(fleet="shop", metrics_port=port))
+    settings = {"PFEDREC_STORE": "postgresql://nobody@127.0.0.1:1/none"}
+    joined = ["--dir", str(path), "--broker", mosquitto.url]
+    with RunningCommand("edge-aggregator", "start", *joined, **settings) as running:
+        running.hear("trying again until it is back")
+        assert get(port, "/healthz") == (200, "ok\n")
+        assert get(port, "/readyz") == (503, "the store does not answer\n")
+        assert get(port, "/metrics")[0] == 200
 
 
 def test_loop_that_hangs_is_not_healthy(tmp_path: Path) -> None:
