@@ -6,6 +6,7 @@ exit code, and knows no command.
 
 import contextlib
 import errno
+import ipaddress
 import json
 import math
 import os
@@ -21,7 +22,7 @@ from typing import Any, NoReturn
 
 import click
 
-from broker.errors import AttentionError, MissingExtraError, PFedRecError
+from broker.errors import AttentionError, InputError, MissingExtraError, PFedRecError
 from broker.exit_codes import ExitCode, exit_code_of
 from broker.findings import Finding, Level
 from broker.journal import ERROR, NOTICE, marked
@@ -31,6 +32,8 @@ from trainer.errors import ParameterError
 
 _OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF, errno.EROFS, errno.EFBIG)
 """What writing to a full or lost output gives, without a file's name."""
+_HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(\.(?!-)[A-Za-z0-9_-]{1,63})*\.?")
+_LONGEST_HOST_NAME = 253
 _EXTRA_OF_MODULE = {
     "sqlalchemy": "aggregator",
     "amqtt": "aggregator",
@@ -195,6 +198,40 @@ class Identifier(click.ParamType[str]):
             return checked_id(str(value), self.what)
         except ParameterError as error:
             self.fail(str(error), param, ctx)
+
+
+class HostName(click.ParamType[str]):
+    """A machine's name or address, as it can stand in a certificate and in an address."""
+
+    name = "host"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Give it unchanged."""
+        text = str(value)
+        if _HOST_NAME.fullmatch(text) is None or len(text) > _LONGEST_HOST_NAME:
+            try:
+                ipaddress.ip_address(text)
+            except ValueError:
+                self.fail(f"{text!r} is no host's name or address, without a port", param, ctx)
+        return text
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask before what cannot be taken back, unless the answer was given with the command.
+
+    Raises
+    ------
+    click.UsageError
+        When there is nobody to ask.
+    InputError
+        When the answer is no.
+    """
+    if yes:
+        return
+    if not (sys.stdin is not None and sys.stdin.isatty()):
+        raise click.UsageError(f"{question} There is nobody to ask; add --yes to do it without a question")
+    if not click.confirm(question, err=True):
+        raise InputError("nothing was changed")
 
 
 class Setting(click.ParamType[tuple[str, Any]]):

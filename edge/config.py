@@ -33,7 +33,7 @@ from broker.storage import (
     require_initialised,
     write_atomically,
 )
-from broker.tls import TlsFiles
+from broker.tls import TlsFiles, certificate_facts
 from edge.guards import Limits
 from edge.homeassistant import checked_prefix
 from edge.itemrule import DEFAULT_RULE, ItemRule
@@ -296,6 +296,7 @@ def initialise(path: Path, config: DeviceConfig, files: Mapping[str, Path] | Non
     if files:
         given = with_files(config, files)
         _ = (given.address.context(), read_head_keys(given), read_release_keys(given))
+        require_own_certificate(given)
         contents = {name: read_file(file) for name, file in files.items()}
     make_directory(path)
     with exclusive(path):
@@ -371,6 +372,19 @@ def read_head_keys(config: DeviceConfig) -> tuple[bytes, ...]:
 def read_release_keys(config: DeviceConfig) -> tuple[bytes, ...]:
     """Read the keys that releases must be signed with; none if none are taken. Raises as `read_head_keys`."""
     return _read_keys(config.release_keys)
+
+
+def require_own_certificate(config: DeviceConfig) -> None:
+    """Check that the certificate, if there is one, is this device's: brokers take the client's id from it.
+
+    Raises
+    ------
+    ConfigError
+        When it is another's, whose connection each of ours would end, or cannot be read.
+    """
+    file = config.address.tls.cert
+    if file is not None and (name := certificate_facts(file).common_name) != config.device_id:
+        raise ConfigError(f"{file} is the certificate of {name}; this is {config.device_id}")
 
 
 def _read_keys(file: str) -> tuple[bytes, ...]:

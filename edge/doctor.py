@@ -23,7 +23,15 @@ from broker.storage import is_in_use, named_failures, require_database, user_nam
 from broker.tls import certificate_facts
 from edge import findings
 from edge.bulletin import read_bulletin
-from edge.config import CONFIG_NAME, DATABASE_NAME, DeviceConfig, load_config, open_store, read_head_keys
+from edge.config import (
+    CONFIG_NAME,
+    DATABASE_NAME,
+    DeviceConfig,
+    load_config,
+    open_store,
+    read_head_keys,
+    require_own_certificate,
+)
 from edge.guards import Limits
 from edge.personal import Personal
 from edge.scorer import make_scorer
@@ -64,7 +72,7 @@ def examine(
             0.0 if model is None else model.table.nbytes / _MB,
             Limits() if config is None else config.training,
         ),
-        _broker(directory, config),
+        _broker(directory, config, has_table=model is not None),
         _certificates(directory, config, now),
         _scorer(directory, config, model),
     ]
@@ -150,12 +158,17 @@ def _disk(directory: Path) -> Finding:
     return findings.disk(shutil.disk_usage(directory).free / _MB, size / _MB)
 
 
-def _broker(directory: Path, config: DeviceConfig | None) -> Finding:
+def _broker(directory: Path, config: DeviceConfig | None, *, has_table: bool) -> Finding:
     if config is None:
         return unchecked("broker", "its address is in the settings, which cannot be read")
     # Two connections of one id end each other; and what `start` has is the better proof.
     if _is_online(directory):
-        return findings.broker(Answer(outcome="accepts", reason=f"start is connected to {config.address}"))
+        answer = Answer(outcome="accepts", reason=f"start is connected to {config.address}")
+        return findings.broker(answer) if has_table else findings.silent_fleet(answer.reason, config.fleet)
+    try:
+        require_own_certificate(config)
+    except ConfigError:
+        return unchecked("broker", "our connection would end another's (see the certificates below)")
     return findings.broker(probe(config.address, config.device_id))
 
 
@@ -175,6 +188,7 @@ def _certificates(directory: Path, config: DeviceConfig | None, now: float) -> F
     tls = config.address.tls
     try:
         config.address.context()
+        require_own_certificate(config)
         dates = []
         for path in (tls.cert, tls.ca):
             if path is not None:

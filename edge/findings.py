@@ -97,6 +97,15 @@ def broker(answer: Answer) -> Finding:
     return ok("broker", answer.reason) if remedy is None else problem("broker", answer.reason, remedy)
 
 
+def silent_fleet(reason: str, fleet: str) -> Finding:
+    """Judge a connection by which no table has come: nobody may serve a fleet of that name there."""
+    remedy = (
+        "compare fleet in config.toml with what edge-aggregator status says, letter by letter, and see "
+        "whether the aggregator runs"
+    )
+    return note("broker", f"{reason}; no table of fleet {fleet} has come from there yet", remedy)
+
+
 def certificates(
     now: float, dates: list[tuple[str, float, float]], n_keys: int, complaint: str | None
 ) -> Finding:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from broker.claim import ENROLMENT_PORT
-from broker.commandline import Duration, echo_facts, echo_json, say
+from broker.commandline import Duration, HostName, echo_facts, echo_json, say
 from broker.errors import InputError
 from broker.storage import read_file
 
@@ -65,7 +65,9 @@ def provision() -> None:
     "--archive", type=click.Path(path_type=Path), metavar="FILE", help="Write a tar archive instead."
 )
 @_DAYS
-@click.option("--host", help="The broker's name as the devices reach it.  [default: the first of init]")
+@click.option(
+    "--host", type=HostName(), help="The broker's name as the devices reach it.  [default: the first of init]"
+)
 @click.option(
     "--settings",
     "settings_file",
@@ -145,7 +147,11 @@ def devices(
     "--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help="Write a CSV file."
 )
 @_DAYS
-@click.option("--host", help="The enrolment server's name as devices reach it.  [default: the first of init]")
+@click.option(
+    "--host",
+    type=HostName(),
+    help="The enrolment server's name as devices reach it.  [default: the first of init]",
+)
 @click.option(
     "--port", default=ENROLMENT_PORT, show_default=True, type=click.IntRange(1, 65535), help="Its port."
 )

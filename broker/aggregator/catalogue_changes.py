@@ -9,6 +9,7 @@ rounded once.
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -28,6 +29,8 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 MAX_TABLE_BYTES = 1_000_000_000
 """SQLite's largest value (sqlite.org/limits.html); a head can announce a little more."""
 _LIKE = "like:"
+_SWALLOWED = re.compile(rf"(\t|::|\||,)\s*{_LIKE}")
+"""A column that a key has swallowed, as its separator does not count."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,7 +137,8 @@ def parse_change(kind: Kind, content: bytes, source: str) -> CatalogueChange:
     """Read a change from a file, in the columns that `broker.aggregator.catalogue` takes.
 
     ``add``: the key; further columns that begin with ``like:`` name items that it is like, others are
-    ignored, as ``init`` ignores them. ``retire``: the key. ``rename``: the key and the new one.
+    ignored, as ``init`` ignores them; a key that holds such a column is refused. ``retire``: the key.
+    ``rename``: the key and the new one.
 
     Raises
     ------
@@ -151,6 +155,13 @@ def parse_change(kind: Kind, content: bytes, source: str) -> CatalogueChange:
         seen[key] = number
         item = [key]
         if kind == "add":
+            if (swallowed := _SWALLOWED.search(key)) is not None:
+                mark = swallowed[1]
+                raise DataFormatError(
+                    source,
+                    number,
+                    f"{key!r} would be one key, as not every line has {mark!r}; end the others with {mark!r}",
+                )
             names = [column[len(_LIKE) :].strip() for column in others if column.startswith(_LIKE)]
             item += [checked_key(name, "item key", source, number) for name in names]
         elif kind == "rename":

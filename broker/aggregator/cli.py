@@ -20,7 +20,7 @@ from broker.aggregator.enrolcommand import enrol
 from broker.aggregator.itemscommand import items
 from broker.aggregator.options import DIRECTORY, JSON
 from broker.aggregator.releasecommand import release
-from broker.commandline import Duration, Identifier, echo_facts, echo_json, report, run, say
+from broker.commandline import Duration, HostName, Identifier, echo_facts, echo_json, report, run, say
 from broker.embedded import choose_broker, own_broker
 from broker.errors import ConfigError, PFedRecError
 from broker.protocol.encodings import ENCODINGS
@@ -92,7 +92,13 @@ def cli() -> None:
 )
 @click.option("--seed", type=click.IntRange(0), help="Of the first table.  [default: drawn]")
 @click.option("--secure", is_flag=True, help="TLS with certificates, signed heads (docs/security.md).")
-@click.option("--host", "hosts", multiple=True, help="With --secure: the broker's name; may be repeated.")
+@click.option(
+    "--host",
+    "hosts",
+    multiple=True,
+    type=HostName(),
+    help="With --secure: the broker's name; may be repeated.",
+)
 @click.option(
     "--device",
     "devices",

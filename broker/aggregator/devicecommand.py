@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from broker.aggregator.options import DIRECTORY, JSON
-from broker.commandline import Duration, Identifier, echo_json, say
+from broker.commandline import Duration, HostName, Identifier, confirm, echo_json, say
 from broker.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,7 +36,11 @@ def device() -> None:
 @click.option(
     "--days", default=DEVICE_DAYS, show_default=True, type=click.IntRange(0, 7300), help="Validity."
 )
-@click.option("--host", help="The broker's name as the device reaches it.  [default: the first of init]")
+@click.option(
+    "--host",
+    type=HostName(),
+    help="The broker's name as the device reaches it.  [default: the first of init]",
+)
 @click.option(
     "--overlap",
     "overlap_s",
@@ -205,7 +209,9 @@ def keys() -> None:
 
 @keys.command()
 @DIRECTORY
-@click.option("--host", "hosts", multiple=True, help="One more name of the broker; may be repeated.")
+@click.option(
+    "--host", "hosts", multiple=True, type=HostName(), help="One more name of the broker; may be repeated."
+)
 def renew(directory: Path, hosts: tuple[str, ...]) -> None:
     """Issue the broker's and the aggregator's certificates anew; used from the next start on.
 
@@ -221,17 +227,25 @@ def renew(directory: Path, hosts: tuple[str, ...]) -> None:
 
 @keys.command()
 @DIRECTORY
-def rotate(directory: Path) -> None:
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def rotate(directory: Path, *, yes: bool) -> None:
     """Sign heads with the next key, which devices have known all along; used from the next start on.
 
     A device that has met a head of the new key believes no earlier one. It learns the key after that from
-    authority/head_key.pub, which should reach it before the next change.
+    authority/head_key.pub, which should reach it before the next change; so the second asks first.
 
     \b
     Example:
       edge-aggregator keys rotate --dir shop
     """
-    _authority(directory).rotate_head_key()
+    authority = _authority(directory)
+    if authority.was_rotated:
+        confirm(
+            f"Has every device got {authority.path / 'head_key.pub'} since the last rotation? "
+            "Those that have not will believe no head any more. Rotate?",
+            yes=yes,
+        )
+    authority.rotate_head_key()
     say("heads are signed with the next key from the next start on")
     say(f"give devices {directory / 'authority' / 'head_key.pub'} before you rotate again")
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from broker.aggregator.options import DIRECTORY, JSON
-from broker.commandline import echo_json, say
+from broker.commandline import confirm, echo_json, say
 from broker.errors import CorruptError, NothingYetError
 from broker.storage import exclusive, write_atomically
 
@@ -23,14 +22,6 @@ if TYPE_CHECKING:
 
 _YES = click.option("--yes", is_flag=True, help="Do not ask.")
 _FILE = click.argument("file", type=click.Path(path_type=Path, dir_okay=False, readable=False))
-
-
-def _confirm(question: str, *, yes: bool) -> None:
-    if yes:
-        return
-    if not (sys.stdin is not None and sys.stdin.isatty()):
-        raise click.UsageError("there is nobody to ask; add --yes to do it without a question")
-    click.confirm(question, abort=True, err=True)
 
 
 @contextmanager
@@ -119,7 +110,7 @@ def restore(directory: Path, file: Path, *, yes: bool) -> None:
     from broker.aggregator.directory import load_config
 
     config = load_config(directory, os.environ)
-    _confirm(f"Replace what the store of {directory} holds by {file}?", yes=yes)
+    confirm(f"Replace what the store of {directory} holds by {file}?", yes=yes)
     with exclusive(directory):
         old, new = keeping.restore(directory, config, file, time.time())
     say(f"version {old} of {file} is version {new} now; run it with: edge-aggregator start --dir {directory}")

@@ -66,6 +66,7 @@ REGISTER = "register.json"
 CRL = "crl.pem"
 BATCHES, CLAIMS = "batches", "claims"
 SERVER_DAYS = 1825
+_FIRST_KEYS = 2
 _LOCK_WAIT_S = 30.0
 _SECRET = 0o600
 _OWN = ("server", "aggregator")
@@ -388,6 +389,11 @@ class Authority:
         self._save()
         self._write_revocations(signer, now)
         return count
+
+    @property
+    def was_rotated(self) -> bool:
+        """Whether a key came after the two that all devices get: those of before must be given the file."""
+        return len(self.head_keys()) > _FIRST_KEYS
 
     def rotate_head_key(self) -> bytes:
         """Sign with the next key from now on, and make one more; give that one's public half."""

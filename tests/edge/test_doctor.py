@@ -95,6 +95,20 @@ def test_healthy_device_needs_nothing(tmp_path: Path, mosquitto: RunningBroker) 
 
 
 @pytest.mark.process
+@pytest.mark.mqtt
+def test_fleet_that_nobody_serves_there_is_a_note(tmp_path: Path, mosquitto: RunningBroker) -> None:
+    """As where its name is mistyped: `start` waits, and cannot know."""
+    directory = a_directory(tmp_path / "device", "shpo", mosquitto.url)
+    with RunningCommand("edge-client", "start", "--dir", str(directory)):
+        wait_until(lambda: bool(told(directory, "online")), "the connection")
+        code, found = examined(directory)
+    assert code == ExitCode.OK
+    assert found["broker"]["level"] == "note"
+    assert "no table of fleet shpo" in found["broker"]["found"]
+    assert "fleet" in found["broker"]["remedy"]
+
+
+@pytest.mark.process
 def test_every_check_is_made_whatever_is_wrong(directory: Path) -> None:
     """A damaged database, settings that are none and open to all: three problems at once."""
     path = directory / DATABASE_NAME

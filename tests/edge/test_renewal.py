@@ -1,5 +1,6 @@
 """New certificates for a device that has some: all files or none, and only its own."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -9,7 +10,9 @@ from broker.authority.authority import Authority
 from broker.authority.bundle import write_bundle
 from broker.errors import ConfigError, InputError
 from edge.config import DeviceConfig, initialise, load_config, read_bundle
+from edge.doctor import examine
 from edge.renewal import finish, renew
+from edge.surroundings import Surroundings
 
 NOW = datetime.now(UTC)
 NAMES = ("cert.pem", "key.pem", "ca.pem", "head_key.pub")
@@ -101,3 +104,18 @@ def test_renewal_that_was_cut_off_before_it_was_whole_is_none(authority: Authori
     assert contents(me) == before
     renew(me, new, {})
     assert contents(me) == contents(new)
+
+
+def test_device_is_not_set_up_with_the_certificate_of_another(authority: Authority) -> None:
+    """Its broker would take it for that one, and end that one's connection; the doctor says so, too."""
+    given, files = read_bundle(bundle(authority))
+    me = authority.path.with_name("me")
+    with pytest.raises(ConfigError, match="certificate of pi-1; this is foo"):
+        initialise(me, replace(given, device_id="foo"), files)
+    assert not me.exists()
+    initialise(me, given, files)
+    settings = me / "config.toml"
+    settings.write_text(settings.read_text().replace('"pi-1"', '"foo"'))
+    found = {each.check: each for each in examine(me, {}, Surroundings(), NOW.timestamp())}
+    assert (found["certificates"].level, "pi-1" in found["certificates"].found) == ("problem", True)
+    assert found["broker"].level == "unchecked"

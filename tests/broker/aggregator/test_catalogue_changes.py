@@ -65,6 +65,8 @@ def test_renamed_item_keeps_its_row_and_its_former_keys() -> None:
         ("add", "e\ne\n", DataFormatError, "line 2.*stands in line 1"),
         ("add", "old b\n", DataFormatError, "former key of 'b'"),
         ("add", "e\tlike:nobody\n", UnknownItemError, "line 1.*'nobody' is not in the fleet's catalogue"),
+        ("add", "new-1,like:a\nnew-2\n", DataFormatError, "line 1.*not every line has ','"),
+        ("add", "new-2\nnew-1|like:a\n", DataFormatError, r"line 2.*not every line has '\|'"),
         ("add", "", DataFormatError, "empty"),
         ("add", "\0\n", DataFormatError, "items.txt"),
         ("retire", "a\nnobody\n", UnknownItemError, "line 2"),

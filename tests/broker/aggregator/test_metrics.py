@@ -158,9 +158,9 @@ def test_store_that_is_away_is_told_and_no_reason_to_end(mosquitto: RunningBroke
     """A liveness probe would end a process that only waits."""
     port = free_port(HOST)
     path = make_directory(tmp_path / "a", AggregatorConfig(fleet="shop", metrics_port=port))
-    settings = {"PFEDREC_STORE": "postgresql://nobody@127.0.0.1:1/none"}
+    store = "postgresql://nobody@127.0.0.1:1/none"
     joined = ["--dir", str(path), "--broker", mosquitto.url]
-    with RunningCommand("edge-aggregator", "start", *joined, **settings) as running:
+    with RunningCommand("edge-aggregator", "start", *joined, PFEDREC_STORE=store) as running:
         running.hear("trying again until it is back")
         assert get(port, "/healthz") == (200, "ok\n")
         assert get(port, "/readyz") == (503, "the store does not answer\n")

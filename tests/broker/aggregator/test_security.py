@@ -272,3 +272,33 @@ def test_authority_with_another_ones_key_issues_nothing(tmp_path: Path) -> None:
     with pytest.raises(CorruptError, match=r"ca\.key"):
         authority.renew(NOW)
     assert {path.name: path.read_bytes() for path in authority.path.iterdir()} == before
+
+
+def test_second_rotation_is_asked_for(tmp_path: Path) -> None:
+    """Devices that have not been given the file of keys since the first would believe nothing any more."""
+    path = str(tmp_path / "shop")
+    (tmp_path / "items.txt").write_text("a\nb\n")
+    init = ["init", "--dir", path, "--fleet", "shop", "--items", str(tmp_path / "items.txt"), "--secure"]
+    assert CliRunner().invoke(cli, init).exit_code == 0
+    rotate = ["keys", "rotate", "--dir", path]
+    assert CliRunner().invoke(cli, rotate).exit_code == 0
+    before = (tmp_path / "shop" / AUTHORITY_NAME / "head.key").read_bytes()
+    refused = CliRunner().invoke(cli, rotate)
+    assert refused.exit_code == 2
+    assert "--yes" in refused.output
+    assert (tmp_path / "shop" / AUTHORITY_NAME / "head.key").read_bytes() == before
+    assert CliRunner().invoke(cli, [*rotate, "--yes"]).exit_code == 0
+
+
+@pytest.mark.parametrize("host", ["bad host", "mqtt://h", "h:8883", "", "-h", "a..b"])
+def test_host_that_is_no_name_is_refused_before_anything_is_made(tmp_path: Path, host: str) -> None:
+    """By every command that takes one."""
+    path = str(tmp_path / "shop")
+    (tmp_path / "items.txt").write_text("a\nb\n")
+    init = ["init", "--dir", path, "--fleet", "shop", "--items", str(tmp_path / "items.txt"), "--secure"]
+    refused = CliRunner().invoke(cli, [*init, "--host", host])
+    assert (refused.exit_code, (tmp_path / "shop").exists()) == (2, False)
+    assert CliRunner().invoke(cli, [*init, "--host", "broker.example", "--host", "fd00::5"]).exit_code == 0
+    for command in (["device", "add", "pi-1"], ["keys", "renew"]):
+        assert CliRunner().invoke(cli, [*command, "--dir", path, "--host", host]).exit_code == 2
+    assert not (tmp_path / "shop" / "devices").exists()
