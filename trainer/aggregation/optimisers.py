@@ -78,8 +78,7 @@ class ServerOptimiser:
         if m is None or v is None or not m.shape == v.shape == mean.shape:
             m = np.zeros_like(mean)
             v = np.full_like(mean, np.float32(self.tau) ** 2)
-        # Copies. Earlier releases let squares overflow; what is not finite is very large now.
-        m, v = np.nan_to_num(m), np.nan_to_num(v, nan=_MOST, posinf=_MOST, neginf=_MOST)
+        m, v = _finite_copy(m, 0.0), _finite_copy(v, _MOST)
         touched = np.flatnonzero(np.logical_or.reduce(mean != 0.0, axis=1))
         delta = np.clip(mean[touched], -_MOST_DELTA, _MOST_DELTA)
         beta1, beta2 = np.float32(self.beta1), np.float32(self.beta2)
@@ -98,3 +97,10 @@ class ServerOptimiser:
         step = np.float32(self.lr * fraction)
         change[touched] = step * m[touched] / (np.sqrt(np.maximum(v[touched], 0.0)) + np.float32(self.tau))
         return Closing(change=change, state={"m": m, "v": v})
+
+
+def _finite_copy(moments: Floats, instead: float) -> Floats:
+    """Copy moments; earlier releases let squares overflow, and had others than numbers then."""
+    if np.isfinite(moments).all():
+        return moments.copy()
+    return np.nan_to_num(moments, nan=instead, posinf=instead, neginf=instead)
