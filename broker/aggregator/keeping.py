@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import BinaryIO
@@ -182,7 +183,10 @@ def _target(directory: Path, config: AggregatorConfig) -> SqlStore:
     except CorruptError:
         if config.store:
             raise
-    aside = f".damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+    stamp = f".damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+    # What was put aside within the same second stays, too.
+    names = (f"{stamp}-{number}" if number else stamp for number in count())
+    aside = next(name for name in names if not any(directory.glob(f"{DATABASE_NAME}{name}*")))
     for damaged in directory.glob(f"{DATABASE_NAME}*"):
         if ".damaged-" not in damaged.name:
             with named_failures(damaged):

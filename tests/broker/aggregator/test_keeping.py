@@ -284,13 +284,14 @@ def test_numbers_only_grow_however_often_a_backup_is_restored(
     assert is_newer()
     for damaged in (False, False, True, True, False):
         if damaged and not shop.config.store:
-            for part in shop.path.glob("state.sqlite3*"):
-                part.unlink()
+            for suffix in ("-wal", "-shm"):
+                (shop.path / f"state.sqlite3{suffix}").unlink(missing_ok=True)
             (shop.path / "state.sqlite3").write_bytes(b"damaged " * 4096)
         restore(shop.path, shop.config, file, 5.0)
         assert is_newer()
         shop.serve(13)
         assert is_newer()
+    assert len(list(shop.path.glob("state.sqlite3.damaged-*"))) == (0 if shop.config.store else 2)
 
 
 def test_restore_on_another_machine_is_above_an_earlier_one(
