@@ -142,6 +142,11 @@ class EventQueue(queue.Queue[LinkEvent]):
             raise queue.Full
         super().put_nowait(item)
 
+    def take_now(self, most: int) -> list[LinkEvent]:
+        """Take what is there, at most so many events."""
+        with self.mutex:
+            return [self._get() for _ in range(min(most, self._qsize()))]
+
     def _put(self, item: LinkEvent) -> None:
         if isinstance(item, Received):
             self._bytes += len(item.payload)

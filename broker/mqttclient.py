@@ -4,8 +4,8 @@ It reads and writes each packet in several, and wakes its thread for each that i
 interpreter's lock away and waits to have it again. So there is a buffer between it and the socket: what is
 written there goes out when paho has nothing more to write.
 
-Two of its private names are used, ``_create_socket`` and ``_sockpairW``: should a later release lack them,
-this is paho as it was.
+Three of its private names are used, ``_create_socket``, ``_sockpairW`` and ``_handle_on_message``: should a
+later release lack them, this is paho as it was.
 """
 
 import ssl
@@ -155,6 +155,11 @@ class Client(paho.Client):
             if code or not isinstance(sock, BufferedSocket) or not sock.buffered:
                 break
         return code
+
+    def _handle_on_message(self, message: paho.MQTTMessage) -> None:
+        # Paho looks first for callbacks of the topic's own, of which there are none.
+        if self.on_message is not None:
+            self.on_message(self, None, message)
 
     @contextmanager
     def one_wake(self) -> Iterator[None]:

@@ -292,12 +292,10 @@ class AggregatorService:
     def _take_batch(self) -> list[LinkEvent]:
         wait = self._longest_wait()
         batch: list[LinkEvent] = []
-        try:
-            batch.append(self._events.get(timeout=wait) if wait > 0.0 else self._events.get_nowait())
-            while len(batch) < BATCH_EVENTS:
-                batch.append(self._events.get_nowait())
-        except queue.Empty:
-            pass
+        if wait > 0.0:
+            with contextlib.suppress(queue.Empty):
+                batch.append(self._events.get(timeout=wait))
+        batch += self._events.take_now(BATCH_EVENTS - len(batch))
         self._working_on = len(batch)
         return batch
 

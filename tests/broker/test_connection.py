@@ -579,3 +579,18 @@ def test_queue_takes_so_many_bytes_of_what_the_broker_does_not_hold_back() -> No
     events.put_nowait(held)
     assert [events.get_nowait() for _ in range(3)] == [loose, held, held]
     events.put_nowait(loose)
+
+
+def test_queue_gives_what_is_there_in_order_and_has_room_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most as many as are wanted; nothing is waited for."""
+    monkeypatch.setattr("broker.connection._RESTING_EVENTS", 4)
+    events = EventQueue()
+    for number in range(4):
+        events.put_nowait(Connected(number))
+    assert not events.wait_for_room(0.0)
+
+    assert events.take_now(3) == [Connected(0), Connected(1), Connected(2)]
+
+    assert events.wait_for_room(0.0)
+    assert events.take_now(3) == [Connected(3)]
+    assert events.take_now(3) == []
