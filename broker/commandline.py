@@ -25,7 +25,7 @@ import click
 from broker.errors import AttentionError, InputError, MissingExtraError, PFedRecError
 from broker.exit_codes import ExitCode, exit_code_of
 from broker.findings import Finding, Level
-from broker.journal import ERROR, NOTICE, marked
+from broker.journal import ERROR, NOTICE, WARNING, Trouble, marked
 from broker.protocol.topics import checked_id
 from broker.storage import os_failure
 from trainer.errors import ParameterError
@@ -292,5 +292,5 @@ def report(findings: Sequence[Finding], *, as_json: bool) -> None:
 
 
 def say(sentence: str) -> None:
-    """Tell the user something that is not a result: on stderr."""
-    click.echo(marked(sentence, NOTICE), err=True)
+    """Tell the user something that is not a result: on stderr; `Trouble` as a warning."""
+    click.echo(marked(sentence, WARNING if isinstance(sentence, Trouble) else NOTICE), err=True)

@@ -49,6 +49,9 @@
     └── MissingExtraError             a part of the package that is not installed
 """
 
+import shlex
+import sys
+
 from trainer.errors import DataError, DataFormatError, DataTooSmallError, ParameterError, PFedRecError
 
 __all__ = [
@@ -322,5 +325,5 @@ class MissingExtraError(PFedRecError):
         self.extra = extra
         super().__init__(
             f"this needs the module {module}, which is not installed; "
-            f"install it with: pip install 'pfedrec-edge[{extra}]'"
+            f"install it with: {shlex.quote(sys.executable)} -m pip install 'pfedrec-edge[{extra}]'"
         )

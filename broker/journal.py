@@ -30,6 +30,12 @@ def leads_to_journal(stream: TextIO | None, environment: Mapping[str, str] = os.
     return found is not None and environment.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
 
 
+class Trouble(str):
+    """A sentence about what somebody may have to mend: in the journal a warning, not a notice."""
+
+    __slots__ = ()
+
+
 def marked(text: str, level: int) -> str:
     """Give a text as it is to be written to stderr: in the journal each of its lines has a level."""
     if _Form.json:

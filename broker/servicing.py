@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Generic, Protocol, TypeVar
 
 from broker.errors import PFedRecError
+from broker.journal import Trouble
 from broker.supervisor import Supervisor
 
 _Config = TypeVar("_Config")
@@ -94,7 +95,7 @@ class Service(Generic[_Config]):
         try:
             kept = serving.reconfigure(self._load())
         except PFedRecError as error:
-            self._say(f"the settings stay as they were: {error}")
+            self._say(Trouble(f"the settings stay as they were: {error}"))
             return
         if kept:
             self._say(

@@ -19,6 +19,7 @@ import numpy as np
 from broker.connection import Connected, Connection, EventQueue, LinkEvent, Lost, Received, Refused
 from broker.errand import Errand
 from broker.errors import EncodingError, ProtocolError, RefusedError
+from broker.journal import Trouble
 from broker.protocol.chunks import CHUNK_BYTES, cut
 from broker.protocol.messages import Chunk, Delta, Head, Quality, Receipt, Status, decode, encode
 from broker.protocol.topics import Filter, FleetTopics, Topic
@@ -243,7 +244,7 @@ class Agent:
                 self._carry_out(self._session.connected(now))
             case Lost(reason):
                 if not self._broker_gone:
-                    self._say(f"{reason}; trying again until it is back")
+                    self._say(Trouble(f"{reason}; trying again until it is back"))
                 self._broker_gone = True
                 self._no_head_at = None
                 self._release.lost()

@@ -23,6 +23,7 @@ from broker.aggregator.releasecommand import release
 from broker.commandline import Duration, HostName, Identifier, echo_facts, echo_json, report, run, say
 from broker.embedded import choose_broker, own_broker
 from broker.errors import ConfigError, PFedRecError
+from broker.journal import Trouble
 from broker.protocol.encodings import ENCODINGS
 from broker.servicecommand import install_service
 from broker.storage import exclusive
@@ -313,7 +314,7 @@ def _try_out(config: AggregatorConfig, address: BrokerAddress) -> None:
         for each in Trial(address, FleetTopics(config.fleet)).findings():
             # That it is not there, the connection says by itself.
             if each.level is Level.PROBLEM and each.check != "broker":
-                say(f"the broker {address}: {each.found}; do: {each.remedy}")
+                say(Trouble(f"the broker {address}: {each.found}; do: {each.remedy}"))
 
     if config.try_broker and config.broker not in OWN_BROKERS and not config.secure:
         Errand(work)
@@ -376,7 +377,7 @@ def _lists(directory: Path, admission: "Admission") -> Callable[[], None]:
             if lists.follow(admission):
                 say("the lists of blocked and allowed devices were read again")
         except ConfigError as error:
-            say(f"the lists of devices stay as they were: {error}")
+            say(Trouble(f"the lists of devices stay as they were: {error}"))
 
     return follow
 
@@ -395,7 +396,7 @@ def _register(authority: "Authority | None", admission: "Admission") -> Callable
             if count:
                 say(f"{count} certificate{'s' * (count != 1)} revoked, as newer ones have taken their place")
         except PFedRecError as error:
-            say(f"the register of certificates was not followed: {error}")
+            say(Trouble(f"the register of certificates was not followed: {error}"))
 
     follow()
     return follow

@@ -15,6 +15,7 @@ from typing import TypeVar
 from broker.aggregator.store.sql import SqlStore
 from broker.connection import SERVERS_LONGEST_WAIT_S, jittered_waits
 from broker.errors import StoreLostError
+from broker.journal import Trouble
 
 _ALIVE_S = 1.0
 
@@ -49,7 +50,7 @@ def serve_with(
                 return
         except StoreLostError as error:
             if not gone:
-                say(f"{error}; trying again until it is back")
+                say(Trouble(f"{error}; trying again until it is back"))
             gone = True
         until = time.monotonic() + next(waits)
         while not stop.is_set() and (left := until - time.monotonic()) > 0.0:

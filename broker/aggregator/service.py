@@ -56,6 +56,7 @@ from broker.errors import (
     RateLimitError,
     RefusedError,
 )
+from broker.journal import Trouble
 from broker.protocol.catalogue import Catalogue
 from broker.protocol.chunks import CHUNK_BYTES, chunk_count
 from broker.protocol.encodings import ENCODINGS
@@ -621,7 +622,7 @@ class AggregatorService:
             for slot, chunk in offering.chunks():
                 self._send(self._topics.release(slot, chunk.index), encode(chunk), "release")
         except PFedRecError as error:
-            self._say(f"the release is not offered: {error}")
+            self._say(Trouble(f"the release is not offered: {error}"))
             return
         if changed or offering.named != named:
             head, _ = self._publication.of(self._core, self._session)
@@ -695,6 +696,6 @@ class AggregatorService:
 
     def _lost(self, reason: str) -> None:
         if not self._broker_gone:
-            self._say(f"{reason}; trying again until it is back")
+            self._say(Trouble(f"{reason}; trying again until it is back"))
         self._head_published = False
         self._broker_gone = True

@@ -35,6 +35,7 @@ from broker.aggregator.store.sharing import ContestedError, SharedJournal
 from broker.aggregator.watching import Watch, refusal_name
 from broker.connection import SERVERS_LONGEST_WAIT_S, Connection, Received
 from broker.errors import InUseError, ProtocolError
+from broker.journal import Trouble
 from broker.protocol.messages import Chunk, Head, Status, Update, decode, encode
 from broker.protocol.topics import Address, Filter
 from trainer.aggregation import Closing
@@ -320,7 +321,7 @@ class WorkerService(AggregatorService):
         self._leads = False
         self._taken.clear()
         self._shared_store.lead_no_more()
-        self._say(f"worker {self._name} leads no more: no broker answers it")
+        self._say(Trouble(f"worker {self._name} leads no more: no broker answers it"))
 
     def _close_due(self, now: float) -> list[Command]:
         """Take what is journalled, and close the rounds that are due."""

@@ -161,7 +161,7 @@ def test_missing_extra_names_the_command(
 
     assert outcome(raising(error), monkeypatch) == ExitCode.MISSING_EXTRA
 
-    assert f"pip install 'pfedrec-edge[{extra}]'" in capsys.readouterr().err
+    assert f"{sys.executable} -m pip install 'pfedrec-edge[{extra}]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["no_such_module", None])

@@ -2,6 +2,7 @@
 
 import re
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,6 @@ def test_missing_extra_names_the_command() -> None:
     assert error.extra == "fleet"
     assert str(error) == (
         "this needs the module aiomqtt, which is not installed; "
-        "install it with: pip install 'pfedrec-edge[fleet]'"
+        f"install it with: {sys.executable} -m pip install 'pfedrec-edge[fleet]'"
     )
     assert exit_code_of(error) is ExitCode.MISSING_EXTRA

@@ -24,13 +24,13 @@ except ZeroDivisionError:
 """
 
 
-def logged(path: Path, *, journal: bool, verbose: bool = False) -> list[str]:
+def logged(path: Path, *, journal: bool, verbose: bool = False, program: str = LOG) -> list[str]:
     """Give what a process writes to stderr, a file here."""
     with path.open("wb") as file:
         found = os.fstat(file.fileno())
         inode = found.st_ino if journal else found.st_ino + 1
         subprocess.run(
-            [sys.executable, "-c", LOG.replace("{verbose}", str(verbose))],
+            [sys.executable, "-c", program.replace("{verbose}", str(verbose))],
             stderr=file,
             env=os.environ | {"JOURNAL_STREAM": f"{found.st_dev}:{inode}"},
             check=True,
@@ -46,6 +46,30 @@ def test_every_line_in_the_journal_has_a_level(tmp_path: Path) -> None:
     assert lines[:6] == ["<5>the broker is back", "<7>small", "<6>one", "<6>two", "<4>odd", "<3>bad"]
     assert lines[6].startswith("<3>Traceback")
     assert all(line.startswith("<3>") for line in lines[5:])
+
+
+@pytest.mark.process
+def test_trouble_is_a_warning_in_the_journal(tmp_path: Path) -> None:
+    """So that `journalctl -p warning` shows it: what a service waits for, or has refused."""
+    program = """
+import signal, threading
+from broker.commandline import say
+from broker.aggregator.recovery import serve_with
+from broker.errors import ConfigError, StoreLostError
+from broker.servicing import Service
+from broker.supervisor import Supervisor
+stop = threading.Event()
+def lost(): raise StoreLostError("the store is away")
+def told(sentence): say(sentence); stop.set()
+serve_with(lost, print, stop, told)
+class Serving: state, reconfigure = "state", print
+def load(): raise ConfigError("buffer is none")
+service = Service(Supervisor({}), load, say)
+service.listen()
+signal.raise_signal(signal.SIGHUP)
+service.each_round(Serving())
+"""
+    assert [line[:3] for line in logged(tmp_path / "log", journal=True, program=program)] == ["<4>", "<4>"]
 
 
 @pytest.mark.process
