@@ -9,20 +9,21 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import BinaryIO
+from urllib.parse import quote
 from zipfile import BadZipFile
 
 import numpy as np
 
 from broker.aggregator.catalogue_changes import rolled_back
 from broker.aggregator.config import AggregatorConfig
-from broker.aggregator.directory import DATABASE_NAME, open_store, serving, store_of
+from broker.aggregator.directory import CONFIG_NAME, DATABASE_NAME, open_store, serving, store_of
 from broker.aggregator.store.copying import copy, replace_all
 from broker.aggregator.store.interface import Decree, KeptTable
 from broker.aggregator.store.schema import APPLIED
@@ -81,25 +82,80 @@ def back_up(store: SqlStore, path: Path) -> int:
 
 
 def _require_another(store: SqlStore, path: Path) -> None:
-    """Refuse a file of the store's own, by whatever name: who serves it would go on writing what is gone."""
-    if not isinstance(store, SqliteStore):
-        return
+    """Refuse a file of the store's own, by whatever name, and any other that is no backup.
+
+    Who serves a store would go on writing what is gone.
+    """
+    own_files = (
+        [store.path.with_name(store.path.name + suffix) for suffix in SQLITE_SUFFIXES]
+        if isinstance(store, SqliteStore)
+        else []
+    )
     with named_failures(path):
-        for suffix in SQLITE_SUFFIXES:
-            own = store.path.with_name(store.path.name + suffix)
+        for own in own_files:
             is_same = path.exists() and own.exists() and path.samefile(own)
             if is_same or os.path.realpath(path) == os.path.realpath(own):
                 raise InputError(f"{path} is the store itself; name another file for its backup")
+        real = Path(os.path.realpath(path))
+        if real.name == DATABASE_NAME and real.with_name(CONFIG_NAME).exists():
+            raise InputError(f"{path} is an aggregator's store; name another file for the backup")
+    require_replaceable(path, _is_backup, "no backup")
 
 
-def restore(directory: Path, config: AggregatorConfig, backup: Path, now: float) -> tuple[int, int]:
+def _is_backup(path: Path) -> bool:
+    try:
+        # Nothing is written beside it.
+        with closing(sqlite3.connect(f"file:{quote(str(path))}?immutable=1", uri=True)) as connection:
+            query = "SELECT 1 FROM sqlite_master WHERE name = ?"
+            return connection.execute(query, (APPLIED.name,)).fetchone() is not None
+    except sqlite3.Error:
+        return False
+
+
+def require_replaceable(path: Path, is_earlier: Callable[[Path], bool], what: str) -> None:
+    """Refuse to write over what is there unless it is empty, or an earlier file of the same kind.
+
+    Raises
+    ------
+    InputError
+    """
+    with named_failures(path):
+        is_another = path.is_file() and path.stat().st_size > 0 and not is_earlier(path)
+    if is_another:
+        raise InputError(f"{path} is there, and is {what}; name another file; nothing was written")
+
+
+def is_table_file(path: Path) -> bool:
+    """Tell whether it is what `table_file` gives, as far as its first bytes tell."""
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def is_rounds_file(path: Path) -> bool:
+    """Tell whether its first line is a round's."""
+    with path.open("rb") as file, suppress(ValueError):
+        found = json.loads(file.readline(_COPIED_BYTES))
+        return isinstance(found, dict) and {"version", "sha256"} <= found.keys()
+    return False
+
+
+def restore(
+    directory: Path, config: AggregatorConfig, backup: Path, now: float, *, another_fleet: bool = False
+) -> tuple[int, int]:
     """Replace a directory's store by a backup; give the backup's newest version and the one made of it.
 
     Devices may have seen versions that the backup does not know. So the restored table becomes a version
     above all that can have been: devices take it, and updates made from lost versions are rejected.
 
+    Parameters
+    ----------
+    another_fleet : bool
+        Also where the store was used by another fleet than the backup's.
+
     Raises
     ------
+    InputError
+        When it was, without that; nothing is changed.
     FileUnreadableError, CorruptError, NewerVersionError
         About the backup; nothing is changed.
     DiskFullError, InUseError, NotWritableError, StoreLostError
@@ -109,7 +165,8 @@ def restore(directory: Path, config: AggregatorConfig, backup: Path, now: float)
         kept = source.kept_table(loaded.version)
         if kept is None:
             raise CorruptError(f"{backup} lacks its newest table; name another backup")
-        with closing(_target(directory, config)) as target, serving(target):
+        found = _target(directory, config, backup, loaded.instance, another_fleet=another_fleet)
+        with closing(found) as target, serving(target):
             first = _Numbers(loaded.instance, loaded.version, _session_of(source))
             numbers = _numbers_above(directory, target, first, now - _made_at(source))
             version = numbers.version
@@ -162,38 +219,66 @@ def _readable(path: Path) -> BinaryIO:
 
 
 def _require_sound(copied: Path, backup: Path) -> None:
-    try:
-        with closing(sqlite3.connect(copied)) as connection:
-            # Below a heading, where something is wrong.
-            found = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0]).splitlines()[-1]
-            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
-    except sqlite3.DatabaseError as error:
-        if not isinstance(failure := sqlite_failure(error, copied), CorruptError):
-            raise failure from error
-        found, tables = str(error), set()
+    found, tables = _examined(copied)
     if found != "ok":
         raise CorruptError(f"{backup} is damaged ({found}); name another backup; nothing was changed")
     if APPLIED.name not in tables:
         raise CorruptError(f"{backup} holds no fleet; name what edge-aggregator backup has written")
 
 
-def _target(directory: Path, config: AggregatorConfig) -> SqlStore:
+def _examined(database: Path) -> tuple[str, set[str]]:
+    """Give ``ok`` or what SQLite finds wrong, and the names of the tables."""
     try:
-        return open_store(directory, config)
+        with closing(sqlite3.connect(database)) as connection:
+            # Below a heading, where something is wrong.
+            found = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0]).splitlines()[-1]
+            return found, {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    except sqlite3.DatabaseError as error:
+        if not isinstance(failure := sqlite_failure(error, database), CorruptError):
+            raise failure from error
+        return str(error), set()
+
+
+def _target(
+    directory: Path, config: AggregatorConfig, backup: Path, instance: int, *, another_fleet: bool
+) -> SqlStore:
+    """Open what a backup of `instance` is to replace; what is damaged, or another fleet's, is put aside."""
+    why = "damaged"
+    try:
+        store = open_store(directory, config)
     except CorruptError:
         if config.store:
             raise
-    stamp = f".damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+    else:
+        if config.store or _examined(directory / DATABASE_NAME)[0] == "ok":
+            known = _numbers_of(store)
+            if known is None or known.instance == instance or not (known.version or known.session):
+                return store
+            if not another_fleet:
+                store.close()
+                raise InputError(
+                    f"{backup} is of another fleet (instance {instance}) than the store of {directory} "
+                    f"(instance {known.instance}, version {known.version}); name another backup, or add "
+                    "--another-fleet; nothing was changed"
+                )
+            if config.store:
+                return store
+            why = "replaced"
+        store.close()
+    _put_aside(directory, why)
+    return store_of(directory, config)
+
+
+def _put_aside(directory: Path, why: str) -> None:
+    stamp = f".{why}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
     # What was put aside within the same second stays, too.
     names = (f"{stamp}-{number}" if number else stamp for number in count())
     aside = next(name for name in names if not any(directory.glob(f"{DATABASE_NAME}{name}*")))
-    for damaged in directory.glob(f"{DATABASE_NAME}*"):
-        if ".damaged-" not in damaged.name:
-            with named_failures(damaged):
-                damaged.rename(
-                    damaged.with_name(damaged.name.replace(DATABASE_NAME, DATABASE_NAME + aside, 1))
-                )
-    return store_of(directory, config)
+    for suffix in SQLITE_SUFFIXES:
+        part = directory / f"{DATABASE_NAME}{suffix}"
+        if part.exists():
+            with named_failures(part):
+                part.rename(directory / f"{DATABASE_NAME}{aside}{suffix}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,7 +96,10 @@ def backup(directory: Path, file: Path) -> None:
 @DIRECTORY
 @_FILE
 @_YES
-def restore(directory: Path, file: Path, *, yes: bool) -> None:
+@click.option(
+    "--another-fleet", is_flag=True, help="Also over a store that another fleet than the backup's has used."
+)
+def restore(directory: Path, file: Path, *, yes: bool, another_fleet: bool) -> None:
     """Replace all that the store holds by a backup; `start` must not run.
 
     What was accepted since the backup is lost. The restored table becomes a new version above all that
@@ -112,7 +115,7 @@ def restore(directory: Path, file: Path, *, yes: bool) -> None:
     config = load_config(directory, os.environ)
     confirm(f"Replace what the store of {directory} holds by {file}?", yes=yes)
     with exclusive(directory):
-        old, new = keeping.restore(directory, config, file, time.time())
+        old, new = keeping.restore(directory, config, file, time.time(), another_fleet=another_fleet)
     say(f"version {old} of {file} is version {new} now; run it with: edge-aggregator start --dir {directory}")
 
 
@@ -150,10 +153,14 @@ def export(directory: Path, table: Path | None, version: int | None, rounds: Pat
     Example:
       edge-aggregator export --dir shop --table model.npz --rounds rounds.jsonl
     """
-    from broker.aggregator.keeping import table_file
+    from broker.aggregator.keeping import is_rounds_file, is_table_file, require_replaceable, table_file
 
     if table is None and rounds is None:
         raise click.UsageError("give --table FILE, --rounds FILE or both")
+    if table is not None:
+        require_replaceable(table, is_table_file, "no model.npz")
+    if rounds is not None:
+        require_replaceable(rounds, is_rounds_file, "no file of rounds")
     with _opened(directory) as store:
         if table is not None:
             state = store.load()

@@ -22,7 +22,7 @@ from broker.aggregator.keeping import LOST_VERSIONS, back_up, import_table, rest
 from broker.aggregator.store.interface import Batch
 from broker.aggregator.store.schema import VERSIONS
 from broker.aggregator.store.sql import SqlStore
-from broker.errors import CorruptError, DataError, FileUnreadableError, InUseError
+from broker.errors import CorruptError, DataError, FileUnreadableError, InputError, InUseError
 from broker.exit_codes import ExitCode
 from broker.protocol.messages import encode
 from broker.storage import exclusive
@@ -375,6 +375,74 @@ def test_damaged_database_is_put_aside_for_the_backup(tmp_path: Path) -> None:
 
     assert len(list(shop.path.glob("state.sqlite3.damaged-*"))) == 1
     assert judgements(shop)[-1] == (1 + 5 + LOST_VERSIONS, "kept")
+
+
+def test_database_with_damaged_pages_is_put_aside_too(tmp_path: Path, call: Call) -> None:
+    """Though it opens."""
+    shop = Shop(tmp_path / "shop", a_config())
+    shop.serve(25)
+    backup, own = tmp_path / "backup", shop.path / "state.sqlite3"
+    with closing(shop.open()) as store:
+        back_up(store, backup)
+    content = bytearray(own.read_bytes())
+    content[16_384:-8_192] = bytes(len(content) - 24_576)
+    own.write_bytes(content)
+
+    outcome = call("restore", "--dir", shop.path, "--yes", backup)
+
+    assert outcome.code == ExitCode.OK, outcome.sentence
+    (aside,) = shop.path.glob("state.sqlite3.damaged-*")
+    assert aside.read_bytes() == content
+    assert judgements(shop)[-1][1] == "kept"
+
+
+def test_backup_of_another_fleet_replaces_a_used_one_only_when_told_to(
+    new_shop: Callable[..., Shop], tmp_path: Path, call: Call
+) -> None:
+    """It is a mistake, most likely; what a file held is put aside even then."""
+    shop, other, backup = new_shop(), new_shop("other"), tmp_path / "backup"
+    for each in (shop, other):
+        each.serve(5)
+    with closing(other.open()) as store:
+        back_up(store, backup)
+        instance = store.instance()
+    before = judgements(shop)
+
+    with pytest.raises(InputError, match=rf"{backup} is of another fleet .*{instance}.*--another-fleet"):
+        restore(shop.path, shop.config, backup, 5.0)
+
+    assert judgements(shop) == before
+    restore(shop.path, shop.config, backup, 5.0, another_fleet=True)
+    with closing(shop.open()) as store:
+        assert store.instance() == instance
+    assert len(list(shop.path.glob("state.sqlite3.replaced-*"))) == (0 if shop.config.store else 1)
+
+
+@pytest.mark.parametrize(
+    "target", ["config.toml", "last-restore.json", "notes.txt", "other/state.sqlite3", "bookmarks"]
+)
+def test_nothing_but_an_earlier_one_is_written_over(target: str, tmp_path: Path, call: Call) -> None:
+    """By a backup or an export: it may be the directory's own, another fleet's, or anybody's."""
+    shop, other = (Shop(tmp_path / name, a_config()) for name in ("shop", "other"))
+    for each in (shop, other):
+        each.serve(5)
+    (shop.path / "last-restore.json").write_text("{}")
+    (shop.path / "notes.txt").write_text("milk")
+    with closing(sqlite3.connect(shop.path / "bookmarks")) as connection:
+        connection.execute("CREATE TABLE bookmarks (url)")
+    file = other.path / "state.sqlite3" if "/" in target else shop.path / target
+    before = file.read_bytes()
+    for command in (["backup", file], ["export", "--table", file], ["export", "--rounds", file]):
+        outcome = call(command[0], "--dir", shop.path, *command[1:])
+        assert (outcome.code, "another file" in outcome.sentence) == (ExitCode.USAGE, True)
+        assert file.read_bytes() == before
+    for name, (verb, *options) in (
+        ("b", ["backup"]),
+        ("m", ["export", "--table"]),
+        ("r", ["export", "--rounds"]),
+    ):
+        for _ in range(2):
+            assert call(verb, "--dir", shop.path, *options, tmp_path / name).code == ExitCode.OK
 
 
 def test_restore_leaves_the_backup_to_the_release_that_wrote_it(tmp_path: Path) -> None:
