@@ -14,10 +14,11 @@ import numpy as np
 from sqlalchemy import func, select, update
 
 from broker.aggregator.decisions import Answered, CoreState, JournalEntry
+from broker.aggregator.store import version_rows
 from broker.aggregator.store.interface import PlacedEntry
+from broker.aggregator.store.journal_rows import IS_PENDING
 from broker.aggregator.store.postgres import PostgresStore
 from broker.aggregator.store.schema import ANSWERED, BODIES, CATALOGUE, DEVICES, JOURNAL, VERSIONS
-from broker.aggregator.store.sql import GAVE_UP, IS_PENDING
 from broker.aggregator.store.statements import fact, upsert
 from broker.errors import CorruptError, PFedRecError, ProtocolError
 from broker.protocol.messages import MAX_TRANSFER_BYTES, Update, decode
@@ -62,14 +63,7 @@ class SharedJournal:
                 self._instance, self._dim = fact(connection, "instance"), fact(connection, "dim")
             version = connection.execute(select(func.max(VERSIONS.c.version))).scalar_one()
             if version != self._known_version:
-                rollbacks = select(VERSIONS.c.source, VERSIONS.c.version).where(
-                    (VERSIONS.c.version > self._known_version) & GAVE_UP
-                )
-                self._rolled_back += [
-                    (row.source, row.version)
-                    for row in connection.execute(rollbacks)
-                    if row.source is not None
-                ]
+                self._rolled_back += version_rows.given_up(connection, self._known_version)
                 self._known_version = version
             rows = connection.execute(select(func.max(CATALOGUE.c.row))).scalar_one() + 1
             answered = connection.execute(select(ANSWERED).where(ANSWERED.c.device.in_(devices)))
