@@ -115,6 +115,8 @@ class Unit:
             "Restart=on-failure",
             "RestartSec=30",
             f"RestartPreventExitStatus={' '.join(str(int(code)) for code in _FINAL)}",
+            # Told to stop before it listens for that.
+            f"SuccessExitStatus={int(ExitCode.TERMINATED)}",
             "SyslogIdentifier=%N",
             # A core dump of a process that hung would hold what is nobody else's: interactions, keys.
             "LimitCORE=0",

@@ -352,6 +352,8 @@ def _broker(
     from broker.aggregator.security import Revocations, secure_listener
 
     choose_broker("mosquitto")
+    if wanted == "embedded":
+        say(Trouble("the embedded broker speaks no TLS; mosquitto runs in its place"))
     revocations = Revocations(authority)
     secure = secure_listener(authority)
     with own_broker("mosquitto", config.listen, config.port, directory, secure) as broker:

@@ -1,6 +1,7 @@
 """``edge-aggregator device`` and ``keys``: who may take part, and what heads are signed with."""
 
 import os
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ import click
 
 from broker.aggregator.options import DIRECTORY, JSON
 from broker.commandline import Duration, HostName, Identifier, confirm, echo_json, say
-from broker.errors import InputError
+from broker.errors import InputError, PFedRecError
 
 if TYPE_CHECKING:
     from broker.authority.authority import Authority
@@ -34,7 +35,7 @@ def device() -> None:
 @DIRECTORY
 @_ID
 @click.option(
-    "--days", default=DEVICE_DAYS, show_default=True, type=click.IntRange(0, 7300), help="Validity."
+    "--days", default=DEVICE_DAYS, show_default=True, type=click.IntRange(1, 7300), help="Validity."
 )
 @click.option(
     "--host",
@@ -153,6 +154,21 @@ def _change_blocked(directory: Path, **changes: tuple[str, ...]) -> None:
     path = directory / BLOCKED_NAME
     count = _change(path, **changes) or 0
     say(f"{count} device{'s are' if count != 1 else ' is'} blocked; see {path}")
+    for name in _never_seen(directory, changes.get("add", ())):
+        say(f"no device {name} has come yet; see whether the id is right")
+
+
+def _never_seen(directory: Path, devices: tuple[str, ...]) -> list[str]:
+    from broker.aggregator.directory import load_config, open_store
+
+    if not devices:
+        return []
+    try:
+        with closing(open_store(directory, load_config(directory, os.environ), looking=True)) as store:
+            seen = store.load(answers=False).seen
+    except PFedRecError:  # they are blocked, whether the store answers or not
+        return []
+    return [name for name in devices if name not in seen]
 
 
 def _change(path: Path, **changes: tuple[str, ...]) -> int | None:

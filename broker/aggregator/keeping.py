@@ -9,7 +9,7 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import count
@@ -359,7 +359,7 @@ def roll_back(store: SqlStore, version: int, now: float) -> int:
         offered = [each for each in (*versions, 0) if store.kept_table(each) is not None]
         raise ParameterError(
             f"version {version} cannot be returned to; "
-            + (f"versions {min(offered)} to {max(offered)} can" if offered else "none can yet")
+            + (f"versions {_ranges(offered)} can" if offered else "none can yet")
         )
     table, memory = rolled_back(kept.table, kept.strategy_state, newest.table)
     made = newest.version + 1
@@ -373,6 +373,17 @@ def roll_back(store: SqlStore, version: int, now: float) -> int:
         )
     )
     return made
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """Write numbers as ranges, in their order."""
+    spans: list[tuple[int, int]] = []
+    for number in sorted(set(numbers)):
+        if spans and number == spans[-1][1] + 1:
+            spans[-1] = (spans[-1][0], number)
+        else:
+            spans.append((number, number))
+    return ", ".join(str(first) if first == last else f"{first} to {last}" for first, last in spans)
 
 
 def table_file(table: Floats, catalogue: Catalogue) -> bytes:
@@ -426,7 +437,7 @@ def _read_table(path: Path) -> tuple[Floats, list[str]]:
         with np.load(io.BytesIO(read_file(path)), allow_pickle=False) as arrays:
             values, keys = arrays["E"], arrays["item_keys"]
     except (ValueError, KeyError, OSError, EOFError, BadZipFile) as error:
-        raise DataError(f"{path} is no model.npz with the arrays E and item_keys: {error}") from error
+        raise DataError(f"{path} is no model.npz with the arrays E and item_keys") from error
     if (
         values.ndim != 2
         or values.dtype != np.float32

@@ -85,6 +85,11 @@ def test_strange_paths_are_quoted(tmp_path: Path, name: str) -> None:
     assert (found.returncode, found.stderr) == (0, "")
 
 
+def test_service_that_was_stopped_while_it_started_has_not_failed(directory: Path) -> None:
+    """SIGTERM in the first seconds ends it with 143, before it listens for it."""
+    assert "\nSuccessExitStatus=143\n" in a_unit(directory, ME).text()
+
+
 def test_unit_is_written_once_and_written_anew(directory: Path, tmp_path: Path) -> None:
     """And removed; the device stays."""
     path = tmp_path / "pfedrec-edge.service"

@@ -207,3 +207,12 @@ def test_commands_write_the_lists(tmp_path: Path) -> None:
     assert call("allow", "--everyone") == 0
     lists.follow(admission)
     assert admission.allowed is None
+
+
+def test_blocking_who_never_came_is_said(tmp_path: Path) -> None:
+    """It may be a slip of the pen; it is blocked all the same."""
+    path = make_directory(tmp_path / "shop", AggregatorConfig(fleet="shop"))
+    outcome = CliRunner().invoke(cli, ["device", "block", "--dir", str(path), "kitchn-pi"])
+    assert outcome.exit_code == 0
+    assert "no device kitchn-pi has come yet" in outcome.stderr
+    assert (path / "blocked.txt").read_text() == "kitchn-pi\n"

@@ -200,3 +200,18 @@ def test_command_tries_the_broker_while_start_runs(directory: Path, mosquitto: R
     called = CliRunner().invoke(cli, ["doctor", "--dir", str(directory)])
     assert "chmod 600" in called.output
     assert isinstance(called.exception, AttentionError)
+
+
+@pytest.mark.mqtt
+@pytest.mark.process
+def test_broker_without_tls_is_not_taken_silently_for_another(tmp_path: Path) -> None:
+    """A secure fleet has mosquitto, whatever was asked for."""
+    require("mosquitto")
+    config = AggregatorConfig(fleet="shop", secure=True, port=free_port(HOST))
+    directory = make_directory(tmp_path / "a", config)
+    make_authority(directory, "shop", (), NOW)
+    with RunningCommand(
+        "edge-aggregator", "start", "--dir", str(directory), "--broker", "embedded"
+    ) as running:
+        running.hear("the embedded broker speaks no TLS; mosquitto runs in its place")
+        running.hear("serving fleet")

@@ -547,6 +547,28 @@ def test_rollback_to_what_is_not_there_names_what_is(shop: Shop, version: int) -
         roll_back(store, version, 5.0)
 
 
+def test_versions_to_return_to_are_named_without_those_between(tmp_path: Path) -> None:
+    """After a restore there is a gap of a million."""
+    shop = Shop(tmp_path / "shop", a_config())
+    shop.serve(9)
+    with closing(shop.open()) as store:
+        back_up(store, tmp_path / "backup")
+    (shop.path / "state.sqlite3").write_bytes(b"damaged " * 4096)
+    _, made = restore(shop.path, shop.config, tmp_path / "backup", 0.0)
+    shop.serve(7)
+    with closing(shop.open()) as store, pytest.raises(ParameterError, match=f"versions 0 to 2, {made} can"):
+        roll_back(store, 7, 5.0)
+
+
+def test_file_of_text_is_no_table_in_words_of_ours(tmp_path: Path) -> None:
+    """Not in those of who tried to read it."""
+    shop = Shop(tmp_path / "shop", a_config())
+    (tmp_path / "notes").write_text("milk")
+    with closing(shop.open()) as store, pytest.raises(DataError) as caught:
+        import_table(store, tmp_path / "notes", 5.0)
+    assert str(caught.value) == f"{tmp_path / 'notes'} is no model.npz with the arrays E and item_keys"
+
+
 def test_table_goes_out_and_comes_in_by_key(shop: Shop, tmp_path: Path) -> None:
     """Rows are matched by key in any order; other rows stay; unknown keys are counted."""
     file = tmp_path / "model.npz"
