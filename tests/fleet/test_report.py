@@ -180,7 +180,7 @@ def test_report_without_matplotlib_names_the_extra(
     assert outcome.code == 40
     assert outcome.err == (
         "edge-fleet: this needs the module matplotlib, which is not installed; "
-        "install it with: pip install 'pfedrec-edge[report]'\n"
+        f"install it with: {sys.executable} -m pip install 'pfedrec-edge[report]'\n"
     )
 
 
