@@ -1,14 +1,15 @@
 """How many updates a second an aggregator takes, beside a subscriber that only counts them.
 
-    python -m benchmarks.aggregator [--updates N] [--publishers N] [--store NAME] [--encoding NAME]
+    python -m benchmarks.aggregator [--updates N] [--publishers N] [--store NAME] [--encoding NAME] [--repeat N]
     python -m benchmarks.aggregator --workers N [...]
     python -m benchmarks.aggregator --broker mosquitto|amqtt|mqtt://HOST:PORT [...]
 
 One mosquitto, as the project runs it; publishers in processes of their own send updates of about 16 KB (410
 rows of 32 dimensions in int8) at QoS 1 as fast as the broker takes them. First to a plain paho subscriber
 that counts; then, in the same run, to ``edge-aggregator start`` until each is accepted, journalled, receipted
-and aggregated. The figure is the ratio of the two; beside it the CPU time of each update in the subscriber's
-process and in the aggregator's, which does not depend on what else the machine does. Memory is the kernel's
+and aggregated. The figure is the ratio of the two, in the median of ``--repeat`` such pairs: rates differ by a
+fifth from one to the next. Beside it the CPU time of each update in the subscriber's process and in the
+aggregator's, which depends less on what else the machine does. Memory is the kernel's
 (``VmRSS``), its slope that of a line through the second half of the run. PostgreSQL is a cluster of its own,
 with ``fsync`` on; ``--store both`` has SQLite and PostgreSQL in one run.
 
@@ -26,10 +27,10 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from statistics import linear_regression
+from statistics import linear_regression, median
 from typing import NamedTuple
 
 import numpy as np
@@ -42,7 +43,7 @@ from broker.embedded import free_port, own_broker
 from broker.protocol.encodings import ENCODINGS, SparseChange
 from broker.protocol.messages import Update, encode
 from broker.protocol.topics import FleetTopics
-from tests.postgres import running_cluster
+from tests.postgres import Cluster, running_cluster
 
 _HOST, _FLEET = "127.0.0.1", "load"
 _ITEMS, _DIM, _ROWS = 1_682, 32, 410
@@ -285,6 +286,7 @@ def main() -> None:
     parser.add_argument("--publishers", type=int, default=4)
     parser.add_argument("--store", choices=["sqlite", "postgresql", "both"], default="sqlite")
     parser.add_argument("--encoding", choices=sorted(ENCODINGS), default="int8")
+    parser.add_argument("--repeat", type=int, default=1, help="pairs of runs, by turns")
     parser.add_argument("--workers", type=int, default=0, help="with a PostgreSQL store")
     parser.add_argument("--broker", default="mosquitto", help="mosquitto, amqtt, or mqtt://HOST:PORT")
     arguments = parser.parse_args()
@@ -296,31 +298,55 @@ def main() -> None:
     )
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-")))
-        if arguments.broker in ("mosquitto", "amqtt"):
-            own = stack.enter_context(own_broker(arguments.broker, _HOST, free_port(), folder / "broker"))
-            address = own.address
-        else:
-            address = BrokerAddress.parse(arguments.broker)
-        baseline = counted(address, load._replace(updates=min(load.updates, 20_000)))
-        print(f"a subscriber that counts: {baseline}", flush=True)
         cluster = None
         if any(store == "postgresql" for store, _ in runs):
             cluster = stack.enter_context(running_cluster(durable=True))
-        first = 0.0
-        for store, workers in runs:
-            url = cluster.new_store() if store == "postgresql" and cluster is not None else ""
-            taken = aggregated(address, folder / f"{store}-{workers}", load, url, workers)
-            who = f"{workers} worker{'s' * (workers > 1)}" if workers else f"edge-aggregator, {store}"
-            beside = f", {taken.per_second / first:.2f} of one worker's" if first else ""
-            print(
-                f"{who}: {taken}; {taken.per_second / baseline.per_second:.2f} of the rate{beside}",
-                flush=True,
-            )
-            if workers:
-                first = first or taken.per_second
-                each = (f"{kind} {used:.0f} µs" for kind, used in sorted(taken.by_kind_us.items()))
-                print(f"CPU of each, by process: {', '.join(each)}", flush=True)
-            _print_memory(taken.memory, load.updates)
+        ratios: dict[str, list[float]] = {}
+        for turn in range(arguments.repeat):
+            (folder / str(turn)).mkdir()
+            # With a broker of its own: what one keeps for an aggregator is of the turn before.
+            with _at_broker(arguments.broker, folder / str(turn) / "broker") as address:
+                _measure(address, load, runs, folder / str(turn), cluster, ratios)
+        if arguments.repeat > 1:
+            for who, found in ratios.items():
+                shown = ", ".join(f"{ratio:.2f}" for ratio in sorted(found))
+                print(f"{who}: {median(found):.2f} of the rate in the median ({shown})")
+
+
+@contextlib.contextmanager
+def _at_broker(kind: str, folder: Path) -> Iterator[BrokerAddress]:
+    if kind not in ("mosquitto", "amqtt"):
+        yield BrokerAddress.parse(kind)
+        return
+    with own_broker("mosquitto" if kind == "mosquitto" else "amqtt", _HOST, free_port(), folder) as own:
+        yield own.address
+
+
+def _measure(
+    address: BrokerAddress,
+    load: Load,
+    runs: Sequence[tuple[str, int]],
+    folder: Path,
+    cluster: Cluster | None,
+    ratios: dict[str, list[float]],
+) -> None:
+    """Let the subscriber and all that is to be measured take the same, and print it."""
+    baseline = counted(address, load._replace(updates=min(load.updates, 20_000)))
+    print(f"a subscriber that counts: {baseline}", flush=True)
+    first = 0.0
+    for store, workers in runs:
+        url = cluster.new_store() if store == "postgresql" and cluster is not None else ""
+        taken = aggregated(address, folder / f"{store}-{workers}", load, url, workers)
+        who = f"{workers} worker{'s' * (workers > 1)}" if workers else f"edge-aggregator, {store}"
+        beside = f", {taken.per_second / first:.2f} of one worker's" if first else ""
+        ratio = taken.per_second / baseline.per_second
+        ratios.setdefault(who, []).append(ratio)
+        print(f"{who}: {taken}; {ratio:.2f} of the rate{beside}", flush=True)
+        if workers:
+            first = first or taken.per_second
+            each = (f"{kind} {used:.0f} µs" for kind, used in sorted(taken.by_kind_us.items()))
+            print(f"CPU of each, by process: {', '.join(each)}", flush=True)
+        _print_memory(taken.memory, load.updates)
 
 
 def _print_memory(memory: list[tuple[int, float]], updates: int) -> None:
