@@ -1,14 +1,14 @@
 """How many updates a second an aggregator takes, beside a subscriber that only counts them.
 
-    python -m benchmarks.aggregator [--updates N] [--publishers N] [--store NAME] [--encoding NAME] [--repeat N]
+    python -m benchmarks.aggregator [--repeat N] [--updates N] [--publishers N] [--store NAME] [--encoding E]
     python -m benchmarks.aggregator --workers N [...]
     python -m benchmarks.aggregator --broker mosquitto|amqtt|mqtt://HOST:PORT [...]
 
 One mosquitto, as the project runs it; publishers in processes of their own send updates of about 16 KB (410
 rows of 32 dimensions in int8) at QoS 1 as fast as the broker takes them. First to a plain paho subscriber
 that counts; then, in the same run, to ``edge-aggregator start`` until each is accepted, journalled, receipted
-and aggregated. The figure is the ratio of the two, in the median of ``--repeat`` such pairs: rates differ by a
-fifth from one to the next. Beside it the CPU time of each update in the subscriber's process and in the
+and aggregated. The figure is the ratio of the two, in the median of ``--repeat`` such pairs: rates differ by
+a fifth from one to the next. Beside it the CPU time of each update in the subscriber's process and in the
 aggregator's, which depends less on what else the machine does. Memory is the kernel's
 (``VmRSS``), its slope that of a line through the second half of the run. PostgreSQL is a cluster of its own,
 with ``fsync`` on; ``--store both`` has SQLite and PostgreSQL in one run.
