@@ -469,9 +469,10 @@ def _show(
     }
     echo_facts(facts)
     if ledger:
+        dropped = f" + {ledger['dropped']} dropped by rollbacks" if ledger["dropped"] else ""
         click.echo(
-            "ledger: {made} updates made = {counted} counted + {stale} stale + {rejected} rejected; "
-            "all {devices} devices hold version {version}".format(**ledger)
+            "ledger: {made} updates made = {counted} counted + {stale} stale + {rejected} rejected{dropped}; "
+            "all {devices} devices hold version {version}".format(**ledger | {"dropped": dropped})
         )
 
 

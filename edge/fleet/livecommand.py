@@ -157,10 +157,10 @@ def _balanced(aggregator: AggregatorProcess, devices: list[VirtualDevice]) -> di
     ledger = aggregator.ledger()
     made = sum(device.updates_made for device in devices)
     version, digest = aggregator.newest()
-    if made != ledger.counted + ledger.stale + ledger.rejected or ledger.pending:
+    if made != ledger.counted + ledger.stale + ledger.rejected + ledger.dropped or ledger.pending:
         raise LedgerError(
             f"{made} updates were made, but the aggregator counted {ledger.counted}, found {ledger.stale} "
-            f"stale, rejected {ledger.rejected}, and has {ledger.pending} pending"
+            f"stale, rejected {ledger.rejected}, dropped {ledger.dropped}, and has {ledger.pending} pending"
         )
     tables = {id(device.table): device.table for device in devices}
     out_of_step = [device.name for device in devices if device.session.version != version]
@@ -171,6 +171,7 @@ def _balanced(aggregator: AggregatorProcess, devices: list[VirtualDevice]) -> di
         "counted": ledger.counted,
         "stale": ledger.stale,
         "rejected": ledger.rejected,
+        "dropped": ledger.dropped,
         "duplicates": ledger.duplicates,
         "devices": len(devices),
         "version": version,

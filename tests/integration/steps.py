@@ -63,8 +63,8 @@ class Steps:
 def watch_database(steps: Steps, module: str) -> None:
     """Make steps of what changes the database."""
 
-    def connect(path: Path) -> sqlite3.Connection:
-        connection = connect_sqlite(path)
+    def connect(path: Path, *page_bytes: int) -> sqlite3.Connection:
+        connection = connect_sqlite(path, *page_bytes)
         connection.set_trace_callback(_StatementWatch(steps))
         return connection
 
