@@ -216,6 +216,7 @@ class ReleaseFetch:
         if not installing.done:
             return
         self._installing, wanted, self._wanted = None, self._wanted, None
+        self._check_at = 0.0  # what is on offer is here now, or has failed
         try:
             reason = installing.finished()
         except PFedRecError as error:

@@ -83,9 +83,11 @@ def test_factors_survive_the_wire_within_the_error_bound(encoding: Encoding, cha
     bound = np.broadcast_to(1e-6 * np.dot(C.T, V) + 1e-40, found.change.shape)
     if "int" in encoding.name:
         levels = 7 if "int4" in encoding.name else 127
-        # A coefficient is off by half a step of its mini-batch, a direction by half a step of its own.
+        # A coefficient is off by half a step of its mini-batch, a direction by half a step of its own, and
+        # their product by both: the larger part where a row has little of either.
         largest_c, largest_v = C.max(axis=1, keepdims=True), V.max(axis=1, keepdims=True)
-        of_factors = np.dot(np.where(C > 0, largest_c, 0.0).T, V) + np.dot(C.T, largest_v)
+        moved_c, moved_v = np.where(C > 0, largest_c, 0.0), np.broadcast_to(largest_v, V.shape)
+        of_factors = np.dot(moved_c.T, V) + np.dot(C.T, moved_v) + np.dot(moved_c.T, moved_v) * 0.51 / levels
         of_rows = np.abs(exact(change)).max(axis=1, keepdims=True)
         bound = bound + np.maximum(of_factors, of_rows) * 0.51 / levels + 1e-33
     elif encoding.name == "float16":
