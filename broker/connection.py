@@ -46,8 +46,6 @@ _RESTING_EVENTS = 2 * WINDOW_EVENTS
 _RESTING_BYTES = 32 * 1024 * 1024
 """A queue that has either is not read for until half of it is worked off: the rest waits at the broker."""
 KEEPALIVE_S = 30
-_MAX_IN_FLIGHT = 0
-"""Any number. With a limit paho looks at every message under way for each that the broker acknowledges."""
 _FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 60.0
 SERVERS_LONGEST_WAIT_S = 5.0
@@ -227,7 +225,6 @@ class Connection:
         )
         if isinstance(sink, EventQueue):
             self._client.wait_for_room = sink.wait_for_room
-        self._client.max_inflight_messages_set(_MAX_IN_FLIGHT)
         context = address.context()
         if context is not None:
             self._client.tls_set_context(context)
@@ -238,6 +235,7 @@ class Connection:
         self._client.on_connect_fail = _guarded(self._on_connect_fail)
         self._client.on_disconnect = _guarded(self._on_disconnect)
         self._client.on_message = _guarded(self._on_message)
+        self._client.on_arrival = _guarded(self._on_arrival)
 
     def start(self) -> None:
         """Begin to connect, in the background."""
@@ -274,11 +272,11 @@ class Connection:
         if len(payload) > MAX_MESSAGE_BYTES:
             raise SchemaError(f"{len(payload)} bytes for {topic}; a message has at most {MAX_MESSAGE_BYTES}")
         if self.connected:
-            self._client.publish(topic, payload, qos=1, retain=retain)
+            self._client.send(topic, payload, retain=retain)
 
     def gathered(self) -> AbstractContextManager[None]:
         """Send what is acknowledged and published within the block together, at its end."""
-        return self._client.one_wake()
+        return self._client.gathered()
 
     def acknowledge(self, message: Received) -> None:
         """Tell the broker that a message is taken care of; it will not send it again.
@@ -287,7 +285,7 @@ class Connection:
         may belong to one that nobody has taken care of.
         """
         if message.qos and self.connected and message.connection == self._number:
-            self._client.ack(message.mid, message.qos)
+            self._client.acknowledge(message.mid)
 
     def _on_pre_connect(self, client: paho.Client, _userdata: Any) -> None:
         self._number += 1
@@ -306,6 +304,7 @@ class Connection:
     ) -> None:
         self._answered = True
         if not code.is_failure:
+            self._client.send_again()
             self.connected = True
             self._connected_at = time.monotonic()
             self._put(Connected(self._number))
@@ -347,16 +346,11 @@ class Connection:
             self._put(Lost(f"what listens at {self.address} {reason}"))
 
     def _on_message(self, _client: paho.Client, _userdata: Any, message: paho.MQTTMessage) -> None:
-        self._put(
-            Received(
-                message.topic,
-                bytes(message.payload),
-                message.mid,
-                message.qos,
-                self._number,
-                retained=message.retain,
-            )
-        )
+        # Only what is larger than any message of the protocol takes this way.
+        self._on_arrival(message.topic, bytes(message.payload), message.mid, message.qos, message.retain)
+
+    def _on_arrival(self, topic: str, payload: bytes, mid: int, qos: int, retained: bool) -> None:  # noqa: FBT001
+        self._put(Received(topic, payload, mid, qos, self._number, retained))
 
     def _new_waits(self) -> Iterator[float]:
         return jittered_waits(random.SystemRandom().uniform, self._longest_wait_s)

@@ -1,138 +1,141 @@
-"""Paho's client with fewer system calls.
+"""Paho's client, with a way of its own for the messages.
 
-It reads and writes each packet in several, and wakes its thread for each that is sent; each call gives the
-interpreter's lock away and waits to have it again. So there is a buffer between it and the socket: what is
-written there goes out when paho has nothing more to write.
+Paho connects, subscribes, keeps the connection alive and comes back; of messages it takes note in many
+places, which costs more than all that an aggregator does with one. Here what is published at QoS 1 waits in a
+dict for its PUBACK and is sent again by the next connection (MQTT 3.1.1, section 4.4); what comes goes
+straight to its owner, who acknowledges it.
 
-Three of its private names are used, ``_create_socket``, ``_sockpairW`` and ``_handle_on_message``: should a
-later release lack them, this is paho as it was.
+Four of paho's private names are used: ``_create_socket``, ``_packet_queue``, ``_out_packet`` and
+``_mid_generate``.
 """
 
-import ssl
+import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, Final
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import MQTTErrorCode
 
-_READ_BYTES: Final = 256 * 1024
-_WRITE_BYTES: Final = 64 * 1024
-"""What waits to go out beyond this, paho keeps."""
-_WAIT_FOR_ROOM_S: Final = 0.05
-"""What is to be sent waits as long at most."""
-_LONGEST_REST_S: Final = 10.0
-"""Then something is read all the same: paho takes a broker for gone that is not heard for two keepalives."""
-_PACKETS_AT_ONCE: Final = 64
-"""Packets read before it is the turn of those to write."""
-_WOULD_BLOCK: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+from broker.mqttsocket import BufferedSocket
 
+_LOG = logging.getLogger(__name__)
 
-class BufferedSocket:
-    """A non-blocking socket, or TLS over one, as paho uses it.
-
-    An error of a write is raised by the next read: paho looks for one there.
-
-    Parameters
-    ----------
-    wait_for_room : callable
-        Given seconds to wait; tells whether more may be received. Otherwise it is as if nothing had come.
-    """
-
-    def __init__(self, sock: Any, wait_for_room: Callable[[float], bool]) -> None:
-        self._sock = sock
-        self._wait_for_room = wait_for_room
-        # One for good: new ones would leave holes in memory.
-        self._room = memoryview(bytearray(_READ_BYTES))
-        self._received = self._room[:0]
-        self._unsent = bytearray()
-        self._error: OSError | None = None
-        self._read_at = time.monotonic()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._sock, name)
-
-    def recv(self, size: int) -> bytes:
-        """Give at most `size` bytes; none at the end.
-
-        Raises
-        ------
-        BlockingIOError
-            When nothing has come, or there is no room for it.
-        """
-        if not self._received:
-            if self._error is not None:
-                raise self._error
-            rested_s = time.monotonic() - self._read_at
-            if not self._wait_for_room(_WAIT_FOR_ROOM_S) and rested_s < _LONGEST_REST_S:
-                raise BlockingIOError
-            self._received = self._room[: self._sock.recv_into(self._room)]
-            self._read_at = time.monotonic()
-        given, self._received = bytes(self._received[:size]), self._received[size:]
-        return given
-
-    def pending(self) -> int:
-        """Give how much can be read without waiting; paho asks before it waits."""
-        below = getattr(self._sock, "pending", None)
-        return len(self._received) or int(self._error is not None) or (0 if below is None else below())
-
-    @property
-    def buffered(self) -> bool:
-        """Whether there is something to read that was received already."""
-        return bool(self._received)
-
-    @property
-    def unsent(self) -> bool:
-        """Whether there is something to write."""
-        return bool(self._unsent)
-
-    def send(self, content: bytes | bytearray) -> int:
-        """Take bytes to write; give how many.
-
-        Raises
-        ------
-        BlockingIOError
-            When there is no room.
-        """
-        if len(self._unsent) >= _WRITE_BYTES:
-            self.flush()
-            if len(self._unsent) >= _WRITE_BYTES:
-                raise BlockingIOError
-        self._unsent += content
-        return len(content)
-
-    def flush(self) -> None:
-        """Write what the system takes now."""
-        try:
-            while self._unsent and self._error is None:
-                del self._unsent[: self._sock.send(self._unsent)]
-        except _WOULD_BLOCK:
-            pass
-        except OSError as error:
-            self._error = error
-            self._unsent.clear()
-
-    def close(self) -> None:
-        """Write what the system takes, and close."""
-        with suppress(ValueError):  # closed already
-            self.flush()
-        self._sock.close()
+_MOST_UNDER_WAY: Final = 20_000
+"""Messages without a PUBACK beyond which only those to be retained are sent, of which there are few."""
+_PUBLISH, _PUBACK = 0x30, 0x40
+_DUP, _RETAIN = 8, 1
+_QOS_SHIFT = 1
 
 
 class Client(paho.Client):
-    """See the module.
+    """See the module. Made with ``manual_ack``; one thread publishes, acknowledges and gathers.
 
     Attributes
     ----------
     wait_for_room : callable
         See `BufferedSocket`.
+    on_arrival : callable
+        Given topic, payload, number, QoS (0 or 1) and whether it was retained, from the network thread.
+    unsent : int
+        Messages that were left out as too many were under way.
     """
 
-    wait_for_room: Callable[[float], bool] = staticmethod(lambda _: True)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.wait_for_room: Callable[[float], bool] = lambda _: True
+        self.on_arrival: Callable[[str, bytes, int, int, bool], None] = lambda *_: None
+        self.unsent = 0
+        self._under_way: dict[int, bytes] = {}
+        self._gathered: bytearray | None = None
+        self._gathered_for: Any = None
+        # What was meant for one connection must not get into the next.
+        self._connecting = threading.Lock()
+
+    def send(self, topic: str, payload: bytes, *, retain: bool) -> None:
+        """Publish at QoS 1, by the connection that there is."""
+        if len(self._under_way) >= _MOST_UNDER_WAY and not retain:
+            self.unsent += 1
+            # The 1st, 2nd, 4th, 8th and so on.
+            if self.unsent.bit_count() == 1:
+                _LOG.warning("the broker confirms nothing; %d messages were not sent", self.unsent)
+            return
+        mid = self._mid_generate()
+        while mid in self._under_way:
+            mid = self._mid_generate()
+        name = topic.encode()
+        head = bytearray((_PUBLISH | 1 << _QOS_SHIFT | (_RETAIN if retain else 0),))
+        length = len(name) + len(payload) + 4
+        while length > 127:
+            head.append(length & 127 | 128)
+            length >>= 7
+        head.append(length)
+        packet = b"".join((head, len(name).to_bytes(2, "big"), name, mid.to_bytes(2, "big"), payload))
+        self._under_way[mid] = packet
+        self._put(packet, self.socket())
+
+    def acknowledge(self, mid: int) -> None:
+        """Tell the broker that a message of this connection, of QoS 1, is taken care of."""
+        self._put(bytes((_PUBACK, 2, mid >> 8, mid & 255)), self.socket())
+
+    def send_again(self) -> None:
+        """Send what the broker has not confirmed, in a new connection."""
+        for packet in list(self._under_way.values()):
+            self._queue(bytes((packet[0] | _DUP,)) + packet[1:], self.socket())
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Send what is published and acknowledged within the block together, at its end."""
+        self._gathered, self._gathered_for = bytearray(), self.socket()
+        try:
+            yield
+        finally:
+            packets, self._gathered = self._gathered, None
+            if packets:
+                self._queue(packets, self._gathered_for)
+            self._gathered_for = None
+
+    def _put(self, packet: bytes, sock: Any) -> None:
+        if self._gathered is None:
+            self._queue(packet, sock)
+            return
+        if sock is not self._gathered_for:
+            self._gathered.clear()
+            self._gathered_for = sock
+        self._gathered += packet
+
+    def _queue(self, packets: bytes | bytearray, sock: Any) -> None:
+        """Have paho write packets, if `sock` is still the connection's."""
+        with self._connecting:
+            if sock is not None and sock is self.socket():
+                # Paho looks no further at what has a QoS.
+                self._packet_queue(packets[0] & 0xF0, packets, 0, 1)
+
+    def _take(self, first: int, packet: memoryview) -> bool:
+        """Take a packet if it is a whole PUBLISH, or the PUBACK of what was sent here (see `BufferedSocket`)."""
+        kind, size = first & 0xF0, len(packet)
+        if kind == _PUBACK and size >= 2:
+            return self._under_way.pop(packet[0] << 8 | packet[1], None) is not None
+        if kind != _PUBLISH or size < 2:
+            return False
+        qos = first >> _QOS_SHIFT & 3
+        after = 2 + (packet[0] << 8 | packet[1])
+        start = after + 2 * qos
+        if qos > 1 or start > size:
+            return False
+        topic = str(packet[2:after], "utf-8", "replace")
+        mid = packet[after] << 8 | packet[after + 1] if qos else 0
+        # Paho must know that the broker lives: its answer to a ping may come behind many messages.
+        self._last_bytes_received = time.monotonic()
+        self.on_arrival(topic, bytes(packet[start:]), mid, qos, bool(first & _RETAIN))
+        return True
 
     def _create_socket(self) -> Any:
-        return BufferedSocket(super()._create_socket(), self.wait_for_room)
+        with self._connecting:
+            self._out_packet.clear()
+        return BufferedSocket(super()._create_socket(), self.wait_for_room, self._take)
 
     def want_write(self) -> bool:
         """Tell whether something waits to be written."""
@@ -146,32 +149,3 @@ class Client(paho.Client):
         if isinstance(sock, BufferedSocket):
             sock.flush()
         return code
-
-    def loop_read(self, max_packets: int = 1) -> MQTTErrorCode:
-        """Read what was received."""
-        for _ in range(_PACKETS_AT_ONCE):
-            code = super().loop_read(max_packets)
-            sock = self.socket()
-            if code or not isinstance(sock, BufferedSocket) or not sock.buffered:
-                break
-        return code
-
-    def _handle_on_message(self, message: paho.MQTTMessage) -> None:
-        # Paho looks first for callbacks of the topic's own, of which there are none.
-        if self.on_message is not None:
-            self.on_message(self, None, message)
-
-    @contextmanager
-    def one_wake(self) -> Iterator[None]:
-        """Wake the network thread once for all that is sent within the block, at its end."""
-        pair = getattr(self, "_sockpairW", None)
-        if pair is None:
-            yield
-            return
-        self._sockpairW = None
-        try:
-            yield
-        finally:
-            self._sockpairW = pair
-            with suppress(OSError):  # full: it is awake; closed: it has ended
-                pair.send(b"0")

@@ -1,116 +1,195 @@
-"""The buffer between paho and its socket, over real sockets."""
+"""The client's own way for messages, against a broker that says what a test has it say."""
 
+import queue
 import socket
+import struct
 from collections.abc import Iterator
-from contextlib import closing, suppress
-from itertools import count
+from contextlib import contextmanager
 from threading import Event
 
 import pytest
+from paho.mqtt.enums import CallbackAPIVersion
 
-from broker.mqttclient import BufferedSocket
+from broker.mqttclient import Client
+from tests.brokers import HOST, PATIENCE_S
 
-Pair = tuple[BufferedSocket, socket.socket]
+Packet = tuple[int, bytes]
+"""First byte, and what follows the length."""
+
+CONNECT, PUBLISH, PUBACK, SUBSCRIBE = 0x10, 0x32, 0x40, 0x82
+DUP, RETAIN = 8, 1
+
+
+class Link:
+    """The broker's end of a connection."""
+
+    def __init__(self, peer: socket.socket) -> None:
+        peer.settimeout(PATIENCE_S)
+        self._peer = peer
+        self._stream = peer.makefile("rb")
+
+    def receive(self) -> Packet:
+        """Give the next packet."""
+        first, size, place = self._byte(), 0, 0
+        while (byte := self._byte()) & 128:
+            size, place = size | (byte & 127) << place, place + 7
+        return first, self._stream.read(size | byte << place)
+
+    def _byte(self) -> int:
+        return self._stream.read(1)[0]
+
+    def send(self, *packets: Packet) -> None:
+        """Send packets, as one write."""
+        self._peer.sendall(b"".join(bytes([first, len(content)]) + content for first, content in packets))
+
+    def end(self) -> None:
+        """Cut the connection."""
+        self._peer.shutdown(socket.SHUT_RDWR)
+        self._stream.close()
+        self._peer.close()
+
+
+class Run:
+    """A client and the broker that it finds."""
+
+    def __init__(self, listener: socket.socket, client: Client) -> None:
+        self._listener = listener
+        self.client = client
+        self.connected = Event()
+        self.arrived: queue.Queue[tuple[str, bytes, int, int, bool]] = queue.Queue()
+        client.on_arrival = lambda *message: self.arrived.put(message)
+        client.on_connect = self._on_connect
+
+    def _on_connect(self, *_: object) -> None:
+        self.client.send_again()
+        self.connected.set()
+
+    def accept(self) -> Link:
+        """Accept the client's next connection, up to its CONNACK."""
+        link = Link(self._listener.accept()[0])
+        assert link.receive()[0] == CONNECT
+        self.connected.clear()
+        link.send((0x20, b"\0\0"))
+        assert self.connected.wait(PATIENCE_S)
+        return link
 
 
 @pytest.fixture
-def pair() -> Iterator[Pair]:
-    """Give a buffered socket that does not wait, and its other end, which does."""
-    ours, theirs = socket.socketpair()
-    ours.settimeout(0.0)
-    theirs.settimeout(10.0)
-    with closing(ours), closing(theirs):
-        yield BufferedSocket(ours, lambda _: True), theirs
+def run() -> Iterator[Run]:
+    """Give a client that connects, and comes back at once."""
+    with socket.create_server((HOST, 0)) as listener:
+        listener.settimeout(PATIENCE_S)
+        client = Client(CallbackAPIVersion.VERSION2, client_id="me", manual_ack=True, clean_session=False)
+        client.reconnect_delay_set(1, 1)
+        found = Run(listener, client)
+        client.connect_async(HOST, listener.getsockname()[1])
+        client.loop_start()
+        yield found
+        client.disconnect()
+        client.loop_stop()
 
 
-def test_bytes_come_in_whatever_pieces_are_asked_for(pair: Pair) -> None:
-    """What was received beyond what was asked for is given next, and counts as pending until then."""
-    buffered, other = pair
-    other.sendall(b"abcdefgh")
-
-    assert [buffered.recv(1), buffered.recv(3)] == [b"a", b"bcd"]
-    assert buffered.pending() == 4
-    assert buffered.recv(100) == b"efgh"
-    assert buffered.pending() == 0
-    with pytest.raises(BlockingIOError):
-        buffered.recv(1)
+def a_publish(topic: bytes, payload: bytes, mid: int, first: int = PUBLISH) -> Packet:
+    """Give a PUBLISH packet."""
+    return first, struct.pack(">H", len(topic)) + topic + struct.pack(">H", mid) + payload
 
 
-def test_end_of_the_other_side_is_no_bytes(pair: Pair) -> None:
-    """As a socket says it."""
-    buffered, other = pair
-    other.sendall(b"a")
-    other.shutdown(socket.SHUT_WR)
+def test_message_goes_out_and_is_forgotten_when_it_is_confirmed(run: Run) -> None:
+    """Section 3.3 of MQTT 3.1.1; the next connection sends again only what was not confirmed."""
+    link = run.accept()
+    run.client.send("a/b", b"one", retain=False)
+    run.client.send("a/c", bytes(200), retain=True)
+    sent = [link.receive(), link.receive()]
+    assert sent == [a_publish(b"a/b", b"one", 1), a_publish(b"a/c", bytes(200), 2, PUBLISH | RETAIN)]
+    link.send((PUBACK, b"\0\1"), a_publish(b"t", b"", 9))
+    run.arrived.get(timeout=PATIENCE_S)  # and so was the PUBACK
+    link.end()
 
-    assert [buffered.recv(9), buffered.recv(9)] == [b"a", b""]
+    again = run.accept()
+    run.client.send("a/d", b"", retain=False)
 
-
-def test_packets_go_out_together_and_in_order(pair: Pair) -> None:
-    """Nothing is sent before the flush, or the close; then all is."""
-    buffered, other = pair
-
-    assert [buffered.send(b"ab"), buffered.send(bytearray(b"cd"))] == [2, 2]
-    buffered.flush()
-    assert other.recv(100) == b"abcd"
-    buffered.send(b"ef")
-    buffered.close()
-    assert other.recv(100) == b"ef"
+    assert again.receive() == a_publish(b"a/c", bytes(200), 2, PUBLISH | RETAIN | DUP)
+    assert again.receive() == a_publish(b"a/d", b"", 3)
+    again.end()
 
 
-def test_what_the_system_does_not_take_waits_and_has_a_bound(pair: Pair) -> None:
-    """A reader that does not read stops the writer, and loses nothing."""
-    buffered, other = pair
-    sent = bytearray()
-    with suppress(BlockingIOError):
-        for number in count():
-            packet = bytes([number % 251]) * 10_000
-            buffered.send(packet)
-            sent += packet
+def test_message_comes_with_all_that_it_has(run: Run) -> None:
+    """In order with packets of other kinds; a topic that is not UTF-8 is its reader's to refuse."""
+    link = run.accept()
+    link.send(
+        a_publish(b"a", b"kept", 1, PUBLISH | RETAIN),
+        (0x90, b"\0\7\1"),
+        (0x30, b"\0\1b" + b"loose"),
+        a_publish(b"\xff", b"", 513),
+    )
 
-    found = bytearray()
-    while len(found) < len(sent):
-        buffered.flush()
-        found += other.recv(1 << 20)
-    assert found == sent
-
-
-def test_failed_write_is_told_by_the_next_read(pair: Pair) -> None:
-    """Paho looks for errors there; asked whether to wait, the socket says no."""
-    buffered, other = pair
-    other.close()
-    buffered.send(b"a")
-
-    buffered.flush()
-
-    assert buffered.pending()
-    with pytest.raises(OSError, match="ipe"):
-        buffered.recv(1)
+    assert [run.arrived.get(timeout=PATIENCE_S) for _ in range(3)] == [
+        ("a", b"kept", 1, 1, True),
+        ("b", b"loose", 0, 0, False),
+        ("\N{REPLACEMENT CHARACTER}", b"", 513, 1, False),
+    ]
+    link.end()
 
 
-def test_nothing_is_received_while_there_is_no_room_for_it() -> None:
-    """It waits in the system, and at the other side."""
-    ours, theirs = socket.socketpair()
-    ours.settimeout(0.0)
-    with closing(ours), closing(theirs):
-        room = Event()
-        buffered = BufferedSocket(ours, lambda _: room.is_set())
-        theirs.sendall(b"abc")
-
-        with pytest.raises(BlockingIOError):
-            buffered.recv(1)
-        room.set()
-        assert buffered.recv(9) == b"abc"
+@pytest.mark.parametrize("content", [b"", b"\0", b"\0\5abc", b"\0\1a\0"])
+def test_message_that_is_cut_off_ends_the_connection(run: Run, content: bytes) -> None:
+    """It is paho's, which takes the broker for broken; the client comes back."""
+    link = run.accept()
+    link.send((PUBLISH, content))
+    run.accept().end()
+    link.end()
 
 
-def test_something_is_received_now_and_then_without_room(
-    monkeypatch: pytest.MonkeyPatch,
+def test_what_is_gathered_goes_out_at_the_end_in_order(run: Run) -> None:
+    """And what was asked for before goes before."""
+    link = run.accept()
+    run.client.subscribe("x", 1)
+    with run.client.gathered():
+        run.client.acknowledge(700)
+        run.client.send("r", b"1", retain=False)
+    run.client.send("r", b"2", retain=False)
+
+    assert [link.receive()[0] for _ in range(4)] == [SUBSCRIBE, PUBACK, PUBLISH, PUBLISH]
+    link.end()
+
+
+def test_acknowledgement_does_not_get_into_the_next_connection(run: Run) -> None:
+    """Its number may be another message's there; what was published does."""
+    link = run.accept()
+    with run.client.gathered():
+        run.client.acknowledge(700)
+        run.client.send("r", b"1", retain=False)
+        link.end()
+        again = run.accept()
+
+    assert again.receive() == a_publish(b"r", b"1", 1, PUBLISH | DUP)
+    run.client.send("r", b"2", retain=False)
+    assert again.receive() == a_publish(b"r", b"2", 2)
+    again.end()
+
+
+def test_number_under_way_is_not_used_for_another(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers begin anew after 65,535."""
+    link = run.accept()
+    run.client.send("r", b"1", retain=False)
+    monkeypatch.setattr(run.client, "_last_mid", 65_534)
+    for number in (2, 3):
+        run.client.send("r", b"%d" % number, retain=False)
+
+    assert [link.receive()[1][3:5] for _ in range(3)] == [b"\0\1", b"\xff\xff", b"\0\2"]
+    link.end()
+
+
+def test_broker_that_confirms_nothing_is_sent_only_so_much(
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Or a broker would be taken for gone while a long queue is worked off."""
-    monkeypatch.setattr("broker.mqttclient._LONGEST_REST_S", 0.0)
-    ours, theirs = socket.socketpair()
-    ours.settimeout(0.0)
-    with closing(ours), closing(theirs):
-        buffered = BufferedSocket(ours, lambda _: False)
-        theirs.sendall(b"abc")
+    """What is to be retained still goes out: nobody asks for that again."""
+    monkeypatch.setattr("broker.mqttclient._MOST_UNDER_WAY", 1)
+    link = run.accept()
+    for payload in (b"1", b"2", b"3"):
+        run.client.send("r", payload, retain=payload == b"3")
 
-        assert buffered.recv(9) == b"abc"
+    assert [link.receive()[1][-1:] for _ in range(2)] == [b"1", b"3"]
+    assert run.client.unsent == 1
+    assert "1 messages were not sent" in caplog.text
+    link.end()
