@@ -114,7 +114,7 @@ class Client(paho.Client):
                 self._packet_queue(packets[0] & 0xF0, packets, 0, 1)
 
     def _take(self, first: int, packet: memoryview) -> bool:
-        """Take a packet if it is a whole PUBLISH, or the PUBACK of what was sent here (see `BufferedSocket`)."""
+        """Take a PUBLISH, and the PUBACK of what was sent here; see `BufferedSocket`."""
         kind, size = first & 0xF0, len(packet)
         if kind == _PUBACK and size >= 2:
             return self._under_way.pop(packet[0] << 8 | packet[1], None) is not None

@@ -243,7 +243,7 @@ def start(
             with _serving(store, worker) as make_service:
                 call_others(store.instance())
                 aggregator = make_service(config, store, address, say, watch, sign, admission)
-                aggregator.offering = Offering(directory)
+                aggregator.offer_releases(Offering(directory))
 
                 def turn() -> None:
                     each_turn()

@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING, cast
 
 from broker.address import BrokerAddress
 from broker.aggregator.admission import Admission, Buckets
+from broker.aggregator.announcing import Announcer
+from broker.aggregator.attendance import Attendance
+from broker.aggregator.chronicle import Chronicle
 from broker.aggregator.config import AggregatorConfig
 from broker.aggregator.core import AggregatorCore
 from broker.aggregator.decisions import (
@@ -29,10 +32,9 @@ from broker.aggregator.decisions import (
     PublishVersion,
     ReplyReceipt,
 )
-from broker.aggregator.guard import VersionQuality
-from broker.aggregator.publication import Publication
 from broker.aggregator.reassembly import Reassembly
-from broker.aggregator.refusals import RefusalLog
+from broker.aggregator.refusals import Refusals
+from broker.aggregator.rivals import Rivals
 from broker.aggregator.store.interface import AggregatorStore, Batch
 from broker.aggregator.watching import Watch, WorkedBatch, refusal_name
 from broker.connection import (
@@ -51,16 +53,14 @@ from broker.errors import (
     InputError,
     NotAdmittedError,
     ParameterError,
-    PFedRecError,
     ProtocolError,
-    RateLimitError,
     RefusedError,
 )
 from broker.journal import Trouble
 from broker.protocol.catalogue import Catalogue
 from broker.protocol.chunks import CHUNK_BYTES, chunk_count
 from broker.protocol.encodings import ENCODINGS
-from broker.protocol.messages import Chunk, Head, Quality, Receipt, Status, Update, decode, encode
+from broker.protocol.messages import Chunk, Head, Quality, Status, Update, decode, encode
 from broker.protocol.topics import ROOT, Address, Filter, FleetTopics, Topic
 
 if TYPE_CHECKING:
@@ -74,8 +74,6 @@ _LOOSE_BYTES = 32 * 1024 * 1024
 """Devices send at QoS 1; what comes without is somebody else's, and may be dropped."""
 _SMALL = 0.25
 """What a status or a report counts for, in updates."""
-_FOREIGN_HEADS = 8
-"""Instances of others that are told of; who makes up more is not worth the memory."""
 WAKE_S = 0.25
 """Longest wait for an event: bounds how long a stop request goes unnoticed."""
 _LOOK_FOR_CHANGES_S = 0.5
@@ -119,35 +117,35 @@ class AggregatorService:
     ) -> None:
         self._config = config
         self._watch = watch or Watch()
-        self._online: dict[str, tuple[int, int]] = {}  # incarnation and newest session
-        self._head_published = False
+        self._attendance = Attendance()
+        self._chronicle = Chronicle(self._watch)
         self._turned_at = time.monotonic()
-        self._foreign_heads: set[int] = set()
         self._calls = Buckets(_CALLS_AT_ONCE, _CALLS_PER_S)
         self._store = store
-        self._sign = sign
         self._admission = admission or Admission(config.admission)
-        self._refusal_log = RefusalLog()
         self._say = say
-        self._make_plan = config.plan
         self._strategy_settings = json.dumps(asdict(config.aggregation))
         self._core = self._load_core()
-        self._plan = config.plan(len(self._core.table))
-        self._publication = Publication(self._core.catalogue, self._plan, store.start())
-        self._publication.begin(self._core.table)
         self._topics = FleetTopics(config.fleet)
+        self._rivals = Rivals(self._topics, say, self._watch)
+        self._refusals = Refusals(self._topics, self._admission)
         self._events = EventQueue(_LOOSE_BYTES)
-        self._connection = self._connection_to(address)
+        self._connection = Connection(
+            address,
+            self._client_id,
+            self._events,
+            last_will=self._last_will,
+            clean=self._name != ALONE,
+            longest_wait_s=SERVERS_LONGEST_WAIT_S,
+        )
+        self._announcer = Announcer(
+            self._core, self._connection, self._topics, config.plan, store, say, self._watch, sign
+        )
         self._max_update_bytes = self._largest_update()
         self._look_for_changes_at = 0.0
-        self._finding_told = (0, "")
         self._reassembly = Reassembly(self._max_update_bytes)
-        self._session = 0
         self._working_on = 0
-        self._steps_published = 0
-        self._catalogue_published = False
         self._broker_gone = False
-        self.offering: Offering | None = None  # the release on offer, for whoever serves a directory
         self._watch.began(self)
 
     @property
@@ -178,7 +176,7 @@ class AggregatorService:
     @property
     def devices_online(self) -> int:
         """Devices whose newest status is online."""
-        return len(self._online)
+        return len(self._attendance)
 
     @property
     def broker_connected(self) -> bool:
@@ -188,7 +186,7 @@ class AggregatorService:
     @property
     def head_published(self) -> bool:
         """Whether a head was published on this connection."""
-        return self._head_published and self._connection.connected
+        return self._announcer.head_published
 
     @property
     def turned_at(self) -> float:
@@ -205,6 +203,10 @@ class AggregatorService:
         """What it does, in a line."""
         broker = "connected" if self._connection.connected else "without a broker"
         return f"version {self.version}, {broker}, {self.devices_online} devices online"
+
+    def offer_releases(self, offering: "Offering") -> None:
+        """Publish the release that `offering` has, and follow its changes."""
+        self._announcer.offering = offering
 
     def reconfigure(self, config: AggregatorConfig) -> list[str]:
         """Take when rounds close from a configuration; give the names of what stays as it was."""
@@ -259,7 +261,7 @@ class AggregatorService:
                 if self._broker_gone or not events:
                     require_broker()
                 self._work_on(events)
-                self._offer_release()
+                self._announcer.offer_release()
         finally:
             self._show_presence(online=False)
             self._connection.stop()
@@ -272,14 +274,9 @@ class AggregatorService:
             self._store.pending(),
         )
 
-    def _connection_to(self, address: BrokerAddress) -> Connection:
-        return Connection(
-            address,
-            f"pfedrec-{self._config.fleet}-aggregator",
-            self._events,
-            last_will=self._last_will,
-            longest_wait_s=SERVERS_LONGEST_WAIT_S,
-        )
+    @property
+    def _client_id(self) -> str:
+        return f"pfedrec-{self._config.fleet}-aggregator"
 
     def _largest_update(self) -> int:
         shape = self._core.table.shape
@@ -351,7 +348,7 @@ class AggregatorService:
         if connected:
             self._connected()
         elif any(isinstance(command, PublishVersion) for command in commands):
-            self._publish_version()
+            self._announcer.publish()
         if self._core.population != known_before:
             _LOG.debug("%d devices seen", self._core.population)
 
@@ -425,11 +422,9 @@ class AggregatorService:
         return commands
 
     def _follow_catalogue(self, catalogue: Catalogue) -> None:
-        self._plan = self._make_plan(len(catalogue.keys))
-        self._publication.change_catalogue(catalogue, self._plan)
+        self._announcer.follow_catalogue(catalogue)
         self._max_update_bytes = self._largest_update()
         self._reassembly.allow(self._max_update_bytes)
-        self._catalogue_published = False
 
     def _note_device(self, address: Address, new_devices: list[str]) -> None:
         if not self._core.knows(address.device):
@@ -441,70 +436,29 @@ class AggregatorService:
         try:
             self._admission.require_listed(device)
         except NotAdmittedError:
-            self._online.pop(device, None)
+            self._attendance.leave_out(device)
             raise
 
     def _note_status(self, address: Address, payload: bytes, new_devices: list[str]) -> None:
         if not payload:  # somebody has cleared it
-            self._online.pop(address.device, None)
+            self._attendance.leave_out(address.device)
             return
         status = decode(payload, Status)
         self._note_device(address, new_devices)
-        incarnation, session = self._online.get(address.device, (status.incarnation, 0))
-        if status.incarnation == incarnation and status.session < session:
-            return  # an old last will: brokers may notice late that a connection is dead
-        if status.online:
-            self._online[address.device] = status.incarnation, status.session
-        else:
-            self._online.pop(address.device, None)
+        self._attendance.note(address.device, status)
 
     def _note_head(self, message: Received) -> None:
         """Notice another aggregator of the same fleet: its heads and ours would take turns."""
         if not message.payload:  # somebody has cleared it
             return
         head = decode(message.payload, Head)
-        if head.instance == self._core.instance and head.session <= self._session:
+        if head.instance == self._core.instance and head.session <= self._announcer.session:
             return
-        self._watch.foreign_head()
-        if head.instance in self._foreign_heads or len(self._foreign_heads) >= _FOREIGN_HEADS:
-            return
-        self._foreign_heads.add(head.instance)
-        self._say(
-            f"another aggregator has published version {head.version} of fleet {self._topics.fleet}; if it "
-            "still runs, stop one of the two, or give one another fleet name"
-        )
+        self._rivals.published(head)
 
-    def _refusal(self, message: Received, error: ProtocolError) -> list[Command]:
-        """Answer a message that is no update; it has no number, so the receipt has none either.
-
-        One that came too soon is not lost on its device: where it has a number, the receipt has it.
-        """
-        now = time.monotonic()
-        self._refusal_log.note(
-            refusal_name(error), f"refused a message on {ascii(message.topic[:200])[1:-1]}: {error}", now
-        )
-        try:
-            address = self._topics.parse(message.topic)
-        except ProtocolError:
-            return []
-        silent = isinstance(error, RateLimitError) and not error.answered
-        if address.kind != "update" or silent or not self._admission.may_answer(address.device, now):
-            return []
-        incarnation = seq = 0
-        if isinstance(error, RateLimitError):
-            with contextlib.suppress(ProtocolError):
-                update = decode(message.payload, Update)
-                incarnation, seq = update.incarnation, update.seq
-        receipt = Receipt(
-            incarnation=incarnation,
-            seq=seq,
-            verdict="rejected",
-            reason=str(error)[:200],
-            version=self._core.version,
-            staleness=0,
-            check_in_s=self._plan.check_in_s,
-        )
-        return [ReplyReceipt(address.device, receipt)]
+    def _refusal(self, message: Received, error: ProtocolError) -> list[ReplyReceipt]:
+        check_in_s = self._announcer.plan.check_in_s
+        return self._refusals.answer(message, error, self._core.version, check_in_s, time.monotonic())
 
     def _commit(self, commands: list[Command], new_devices: list[str], refused: int) -> bool:
         """Store what must not be lost; tell whether there was anything."""
@@ -527,61 +481,14 @@ class AggregatorService:
         )
         for command in durable:
             if isinstance(command, KeepQuality):
-                self._tell_finding(command.quality)
+                self._chronicle.found(command.quality)
             elif isinstance(command, CloseRound):
                 closed = command.round
-                self._publication.add_step(closed.version, closed.table)
-                _LOG.info(
-                    "version %d: %d updates%s, staleness %.1f",
-                    closed.version,
-                    closed.updates,
-                    " by deadline" if closed.by_deadline else "",
-                    closed.staleness_sum / max(1, closed.updates),
-                    extra={
-                        "event": "round closed",
-                        "version": closed.version,
-                        "updates": closed.updates,
-                        "by": closed.closed_by,
-                        "bytes_up": closed.bytes_up,
-                    },
-                )
-                if closed.restored == closed.version - 1:
-                    _LOG.error(
-                        "version %d: what the round came to is not finite; its %d updates are dropped",
-                        closed.version,
-                        closed.dropped,
-                    )
-                elif closed.restored is not None:
-                    _LOG.warning(
-                        "version %d has the table of version %d again; %d accepted updates are dropped",
-                        closed.version,
-                        closed.restored,
-                        closed.dropped,
-                    )
+                self._announcer.add_step(closed.version, closed.table)
                 if closed.catalogue_step is not None:
                     self._follow_catalogue(closed.catalogue_step.catalogue)
-                    _LOG.info("version %d: %s", closed.version, closed.catalogue_step.summary)
+                self._chronicle.round_closed(closed)
         return True
-
-    def _send(self, topic: Topic, payload: bytes, kind: str) -> None:
-        self._connection.publish(topic, payload, retain=True)
-        self._watch.sent(kind, len(payload))
-
-    def _tell_finding(self, quality: VersionQuality) -> None:
-        told = (quality.version, quality.finding)
-        if quality.finding == "trial" or told == self._finding_told:
-            return
-        self._finding_told = told
-        self._watch.judged(quality)
-        level = logging.ERROR if quality.finding == "bad" else logging.INFO
-        _LOG.log(
-            level,
-            "version %d is %s: %s",
-            quality.version,
-            quality.finding,
-            quality.summary,
-            extra={"event": "version judged", "version": quality.version, "finding": quality.finding},
-        )
 
     def _reply(self, commands: list[Command]) -> None:
         n_bytes = 0
@@ -593,69 +500,31 @@ class AggregatorService:
         if n_bytes:
             self._watch.sent("receipt", n_bytes)
 
-    def _publish_version(self) -> None:
-        if self._session == 0:  # the first connection has no number yet; it publishes all of this anyway
-            return
-        self._publish_catalogue()
-        head, chunks = self._publication.of(self._core, self._session)
-        for chunk in chunks:
-            self._send(self._topics.snapshot(head.slot, chunk.index), encode(chunk), "snapshot")
-        for version, chunk in self._publication.step_chunks(self._steps_published):
-            self._send(self._topics.delta(version, chunk.index), encode(chunk), "delta")
-        self._steps_published = head.version
-        self._publish_head(head)
-
-    def _publish_head(self, head: Head) -> None:
-        if self.offering is not None:
-            head = replace(head, offer=self.offering.named)
-        self._send(self._topics.head, encode(head if self._sign is None else self._sign(head)), "head")
-        self._head_published = True
-
-    def _offer_release(self) -> None:
-        """Publish a few chunks of the release on offer, and name it once all are out."""
-        offering = self.offering
-        if offering is None or not (self._head_published and self._connection.connected):
-            return
-        try:
-            named = offering.named
-            changed = offering.look(time.monotonic())
-            for slot, chunk in offering.chunks():
-                self._send(self._topics.release(slot, chunk.index), encode(chunk), "release")
-        except PFedRecError as error:
-            self._say(Trouble(f"the release is not offered: {error}"))
-            return
-        if changed or offering.named != named:
-            head, _ = self._publication.of(self._core, self._session)
-            self._publish_head(head)
-
-    def _publish_catalogue(self) -> None:
-        if self._catalogue_published:
-            return
-        for chunk in self._publication.catalogue_chunks():
-            self._send(self._topics.catalogue(chunk.index), encode(chunk), "catalogue")
-        self._catalogue_published = True
+    @property
+    def _announces(self) -> bool:
+        """Whether it is this process that publishes versions."""
+        return True
 
     def _connected(self) -> None:
-        """Publish everything again: the broker may be a new one, or have lost what it held."""
         if self._broker_gone:
             self._say("the broker is back")
         self._broker_gone = False
-        self._session = self._number_of_session()
+        if self._announces:
+            self._announcer.begin_session()
+            self._announcer.begin_anew()
         self._show_presence(online=True)
-        self._steps_published = 0
-        if self.offering is not None:
-            self.offering.begin()
         self._watch.connected()
         self._connection.subscribe(self._filters())
-        self._catalogue_published = False
-        self._publish_version()
-        _LOG.info(
-            "serving fleet %s at %s, version %d",
-            self._topics.fleet,
-            self._connection.address,
-            self._core.version,
-            extra={"event": "connected", "session": self._session, "version": self._core.version},
-        )
+        if self._announces:
+            self._announcer.publish()
+            version, session = self._core.version, self._announcer.session
+            _LOG.info(
+                "serving fleet %s at %s, version %d",
+                self._topics.fleet,
+                self._connection.address,
+                version,
+                extra={"event": "connected", "session": session, "version": version},
+            )
 
     def _filters(self) -> list[Filter]:
         topics = self._topics
@@ -671,7 +540,7 @@ class AggregatorService:
         """Give what tells whether this aggregator is there."""
         status = Status(
             online=online,
-            session=self._session,
+            session=self._announcer.session,
             incarnation=self._core.instance,
             version=self.version,
             scorer="none",
@@ -686,16 +555,8 @@ class AggregatorService:
         topic, payload = self._presence(online=online)
         self._connection.publish(topic, payload, retain=True)
 
-    def _number_of_session(self) -> int:
-        if self._sign is None:
-            return self._store.next_session()
-        # Devices take no signed head of an earlier session than they have met; after a restore of a backup
-        # the count alone would begin where others have been. And the clock alone may be behind that of the
-        # machine that served before.
-        return self._store.next_session(max(self._session + 1, time.time_ns() // 1_000_000))
-
     def _lost(self, reason: str) -> None:
         if not self._broker_gone:
             self._say(Trouble(f"{reason}; trying again until it is back"))
-        self._head_published = False
+        self._announcer.lost()
         self._broker_gone = True

@@ -28,12 +28,11 @@ from broker.aggregator.admission import Admission
 from broker.aggregator.config import AggregatorConfig
 from broker.aggregator.core import AggregatorCore
 from broker.aggregator.decisions import CloseRound, Command, Journal, PublishVersion
-from broker.aggregator.publication import Publication
 from broker.aggregator.service import WAKE_S, AggregatorService
 from broker.aggregator.store.postgres import PostgresStore
 from broker.aggregator.store.sharing import ContestedError, SharedJournal
 from broker.aggregator.watching import Watch, refusal_name
-from broker.connection import SERVERS_LONGEST_WAIT_S, Connection, Received
+from broker.connection import Received
 from broker.errors import InUseError, ProtocolError
 from broker.journal import Trouble
 from broker.protocol.messages import Chunk, Head, Status, Update, decode, encode
@@ -151,16 +150,13 @@ class WorkerService(AggregatorService):
             self._config.round_settings, self._config.make_strategy(), self._store.load(answers=False)
         )
 
-    def _connection_to(self, address: BrokerAddress) -> Connection:
-        name = f"pfedrec-{self._config.fleet}-aggregator-{self._name}"
-        return Connection(
-            address,
-            name,
-            self._events,
-            last_will=self._last_will,
-            clean=True,
-            longest_wait_s=SERVERS_LONGEST_WAIT_S,
-        )
+    @property
+    def _client_id(self) -> str:
+        return f"{super()._client_id}-{self._name}"
+
+    @property
+    def _announces(self) -> bool:
+        return self._leads
 
     def _longest_wait(self) -> float:
         if not self._leads:
@@ -283,17 +279,6 @@ class WorkerService(AggregatorService):
             Filter(topics.head),
         ]
 
-    def _connected(self) -> None:
-        if self._leads:
-            super()._connected()
-            return
-        self._connection.subscribe(self._filters())
-        if self._broker_gone:
-            self._say("the broker is back")
-        self._broker_gone = False
-        self._show_presence(online=True)
-        self._watch.connected()
-
     def _commit(self, commands: list[Command], new_devices: list[str], refused: int) -> bool:
         stored = super()._commit(commands, new_devices, refused)
         # Until here the journal says that they wait.
@@ -307,15 +292,13 @@ class WorkerService(AggregatorService):
         self._leads = True
         self._core = self._load_core()
         self._stored_version = self._core.version
-        self._plan = self._make_plan(len(self._core.table))
-        self._core.sample_rate = self._plan.guard
-        self._publication = Publication(self._core.catalogue, self._plan, self._store.start())
-        self._publication.begin(self._core.table)
+        self._announcer.speak_for(self._core)
+        self._core.sample_rate = self._announcer.plan.guard
         self._max_update_bytes = self._largest_update()
         self._reassembly.allow(self._max_update_bytes)
         self._say(f"worker {self._name} leads, from version {self._core.version} on")
         if self._connection.connected:
-            super()._connected()
+            self._connected()
 
     def _lead_no_more(self) -> None:
         self._leads = False
@@ -342,7 +325,7 @@ class WorkerService(AggregatorService):
         commands += self._spending(self._core.tick(now))
         commands += self._spending(self._change_catalogue())
         if self._ask_again:
-            self._session = self._number_of_session()
+            self._announcer.begin_session()
         if self._ask_again or self._overwritten:
             self._ask_again = self._overwritten = False
             commands.append(PublishVersion(self._core.version))
@@ -358,7 +341,8 @@ class WorkerService(AggregatorService):
         if message.payload and not message.retained:
             # A leader that had stopped before it published, and does not know yet that it leads no more.
             head = decode(message.payload, Head)
-            self._overwritten |= head.instance == self._core.instance and head.session < self._session
+            is_ours = head.instance == self._core.instance
+            self._overwritten |= is_ours and head.session < self._announcer.session
 
     def _spending(self, commands: list[Command]) -> list[Command]:
         """Name the journal's entries in each round that closes: what the leader has taken since the last."""

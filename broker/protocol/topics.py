@@ -168,6 +168,10 @@ class FleetTopics:
         prefix = f"{ROOT}/{self.fleet}/"
         levels = topic[len(prefix) :].split("/") if topic.startswith(prefix) else []
         match levels:
+            case ["device", device, ("status" | "update" | "receipt" | "quality" | "part") as kind] if (
+                _ID.fullmatch(device)
+            ):
+                return Address(kind, device=device)
             case ["head"]:
                 return Address("head")
             case ["snapshot", slot, chunk] if _INDEX.fullmatch(slot) and _INDEX.fullmatch(chunk):
@@ -178,10 +182,6 @@ class FleetTopics:
                 return Address("release", slot=int(slot), chunk=int(chunk))
             case ["catalogue", chunk] if _INDEX.fullmatch(chunk):
                 return Address("catalogue", chunk=int(chunk))
-            case ["device", device, ("status" | "update" | "receipt" | "quality" | "part") as kind] if (
-                _ID.fullmatch(device)
-            ):
-                return Address(kind, device=device)
             case ["aggregator", "call"]:
                 return Address("call")
             case ["aggregator", worker, "status"] if _ID.fullmatch(worker):

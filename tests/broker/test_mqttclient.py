@@ -4,7 +4,6 @@ import queue
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
 from threading import Event
 
 import pytest
