@@ -10,8 +10,9 @@ that counts; then, in the same run, to ``edge-aggregator start`` until each is a
 and aggregated. The figure is the ratio of the two, in the median of ``--repeat`` such pairs: rates differ by
 a fifth from one to the next. Beside it the CPU time of each update in the subscriber's process and in the
 aggregator's, which depends less on what else the machine does. Memory is the kernel's
-(``VmRSS``), its slope that of a line through the second half of the run. PostgreSQL is a cluster of its own,
-with ``fsync`` on; ``--store both`` has SQLite and PostgreSQL in one run.
+(``VmRSS``), its slope the median of those between each two looks in the second half of the run, so that a
+pause of the broker, in which what waits here is worked off and given back, does not count. PostgreSQL is a
+cluster of its own, with ``fsync`` on; ``--store both`` has SQLite and PostgreSQL in one run.
 
 With ``--workers N``, one worker and then N of them take the same, from PostgreSQL; each update has an
 incarnation of its own, as a device sends the next only after a receipt. What each kind of process used of the
@@ -20,6 +21,7 @@ processors is shown beside: where those are all taken, as on a small machine, mo
 
 import argparse
 import contextlib
+import itertools
 import multiprocessing
 import os
 import subprocess
@@ -30,7 +32,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
-from statistics import linear_regression, median
+from statistics import median
 from typing import NamedTuple
 
 import numpy as np
@@ -353,7 +355,11 @@ def _print_memory(memory: list[tuple[int, float]], updates: int) -> None:
     later = [each for each in memory if each[0] >= updates // 2]
     peak = max(resident for _, resident in memory)
     if len({done for done, _ in later}) > 2:
-        slope = linear_regression([done for done, _ in later], [resident for _, resident in later]).slope
+        slope = median(
+            (resident - before) / (done - earlier)
+            for (earlier, before), (done, resident) in itertools.combinations(later, 2)
+            if done > earlier
+        )
         print(f"memory: {peak:.0f} MB at most; {1000.0 * slope:+.3f} MB per 1,000 updates in the second half")
 
 

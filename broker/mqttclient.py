@@ -2,18 +2,21 @@
 
 Paho connects, subscribes, keeps the connection alive and comes back; of messages it takes note in many
 places, which costs more than all that an aggregator does with one. Here what is published at QoS 1 waits in a
-dict for its PUBACK and is sent again by the next connection (MQTT 3.1.1, section 4.4); what comes goes
-straight to its owner, who acknowledges it.
+dict for its PUBACK and is sent again by the next connection (MQTT 3.1.1, section 4.4), unless it is to be
+retained: its owner publishes that again. What comes goes straight to the owner, who acknowledges it.
+
+A broker's PUBACK comes behind all that it sends us; of an aggregator that has fallen behind, minutes later.
+Therefore only the newest messages are remembered, and a number may be used again before it is confirmed,
+which no broker minds: it confirms each PUBLISH, and remembers none of QoS 1.
 
 Four of paho's private names are used: ``_create_socket``, ``_packet_queue``, ``_out_packet`` and
 ``_mid_generate``.
 """
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import paho.mqtt.client as paho
@@ -21,10 +24,8 @@ from paho.mqtt.enums import MQTTErrorCode
 
 from broker.mqttsocket import BufferedSocket
 
-_LOG = logging.getLogger(__name__)
-
 _MOST_UNDER_WAY: Final = 20_000
-"""Messages without a PUBACK beyond which only those to be retained are sent, of which there are few."""
+"""Messages without a PUBACK beyond which the oldest is forgotten."""
 _PUBLISH, _PUBACK = 0x30, 0x40
 _DUP, _RETAIN = 8, 1
 _QOS_SHIFT = 1
@@ -39,15 +40,12 @@ class Client(paho.Client):
         See `BufferedSocket`.
     on_arrival : callable
         Given topic, payload, number, QoS (0 or 1) and whether it was retained, from the network thread.
-    unsent : int
-        Messages that were left out as too many were under way.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.wait_for_room: Callable[[float], bool] = lambda _: True
         self.on_arrival: Callable[[str, bytes, int, int, bool], None] = lambda *_: None
-        self.unsent = 0
         self._under_way: dict[int, bytes] = {}
         self._gathered: bytearray | None = None
         self._gathered_for: Any = None
@@ -56,12 +54,6 @@ class Client(paho.Client):
 
     def send(self, topic: str, payload: bytes, *, retain: bool) -> None:
         """Publish at QoS 1, by the connection that there is."""
-        if len(self._under_way) >= _MOST_UNDER_WAY and not retain:
-            self.unsent += 1
-            # The 1st, 2nd, 4th, 8th and so on.
-            if self.unsent.bit_count() == 1:
-                _LOG.warning("the broker confirms nothing; %d messages were not sent", self.unsent)
-            return
         mid = self._mid_generate()
         while mid in self._under_way:
             mid = self._mid_generate()
@@ -73,8 +65,15 @@ class Client(paho.Client):
             length >>= 7
         head.append(length)
         packet = b"".join((head, len(name).to_bytes(2, "big"), name, mid.to_bytes(2, "big"), payload))
-        self._under_way[mid] = packet
+        if not retain:
+            self._under_way[mid] = packet
+            if len(self._under_way) > _MOST_UNDER_WAY:
+                self._forget_oldest()
         self._put(packet, self.socket())
+
+    def _forget_oldest(self) -> None:
+        with suppress(RuntimeError):  # one is confirmed right now
+            self._under_way.pop(next(iter(self._under_way)), None)
 
     def acknowledge(self, mid: int) -> None:
         """Tell the broker that a message of this connection, of QoS 1, is taken care of."""
@@ -114,10 +113,11 @@ class Client(paho.Client):
                 self._packet_queue(packets[0] & 0xF0, packets, 0, 1)
 
     def _take(self, first: int, packet: memoryview) -> bool:
-        """Take a PUBLISH, and the PUBACK of what was sent here; see `BufferedSocket`."""
+        """Take a PUBLISH or PUBACK; see `BufferedSocket`."""
         kind, size = first & 0xF0, len(packet)
         if kind == _PUBACK and size >= 2:
-            return self._under_way.pop(packet[0] << 8 | packet[1], None) is not None
+            self._under_way.pop(packet[0] << 8 | packet[1], None)
+            return True
         if kind != _PUBLISH or size < 2:
             return False
         qos = first >> _QOS_SHIFT & 3
