@@ -15,7 +15,8 @@ pause of the broker, in which what waits here is worked off and given back, does
 cluster of its own, with ``fsync`` on; ``--store both`` has SQLite and PostgreSQL in one run.
 
 With ``--workers N``, one worker and then N of them take the same, from PostgreSQL; each update has an
-incarnation of its own, as a device sends the next only after a receipt. What each kind of process used of the
+incarnation of its own, as a device sends the next only after a receipt, and publishers are bare sockets: the
+processors are for what is measured. What each kind of process used of the
 processors is shown beside: where those are all taken, as on a small machine, more workers take no more.
 """
 
@@ -24,6 +25,7 @@ import contextlib
 import itertools
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -44,7 +46,7 @@ from broker.aggregator.directory import load_config, open_store
 from broker.embedded import free_port, own_broker
 from broker.protocol.encodings import ENCODINGS, SparseChange
 from broker.protocol.messages import Update, encode
-from broker.protocol.topics import FleetTopics
+from broker.protocol.topics import FleetTopics, Topic
 from tests.postgres import Cluster, running_cluster
 
 _HOST, _FLEET = "127.0.0.1", "load"
@@ -88,19 +90,13 @@ class Taken(NamedTuple):
         return f"{self.per_second:8.0f} updates a second, {self.cpu_us:5.0f} µs of CPU each"
 
 
-def publish(address: BrokerAddress, number: int, load: Load, instance: int, start: Barrier) -> None:
-    """Send one publisher's share, from its devices, and wait until the broker has them all."""
+def updates(number: int, load: Load, instance: int) -> Iterator[tuple[Topic, bytes]]:
+    """Give one publisher's share, by its devices in turn."""
     rng = np.random.default_rng(number)
     rows = np.sort(rng.choice(_ITEMS, _ROWS, replace=False)).astype(np.int64)
     values = (1e-3 * rng.standard_normal((_ROWS, _DIM))).astype(np.float32)
     body = ENCODINGS[load.encoding].encode(SparseChange(rows=rows, change=values))
-    client = paho.Client(CallbackAPIVersion.VERSION2, client_id=f"publisher-{number}", protocol=paho.MQTTv311)
-    client.max_inflight_messages_set(_IN_FLIGHT)
-    client.connect(address.host, address.port)
-    client.loop_start()
     topics = [FleetTopics(_FLEET).update(f"load-{number}-{device}") for device in range(_DEVICES)]
-    start.wait()
-    sent: list[paho.MQTTMessageInfo] = []
     for place in range(load.each):
         turn = place // _DEVICES
         update = Update(
@@ -111,7 +107,19 @@ def publish(address: BrokerAddress, number: int, load: Load, instance: int, star
             encoding=load.encoding,
             body=body,
         )
-        sent.append(client.publish(topics[place % _DEVICES], encode(update), qos=1))
+        yield topics[place % _DEVICES], encode(update)
+
+
+def publish(address: BrokerAddress, number: int, load: Load, instance: int, start: Barrier) -> None:
+    """Send one publisher's share, and wait until the broker has all of it."""
+    client = paho.Client(CallbackAPIVersion.VERSION2, client_id=f"publisher-{number}", protocol=paho.MQTTv311)
+    client.max_inflight_messages_set(_IN_FLIGHT)
+    client.connect(address.host, address.port)
+    client.loop_start()
+    start.wait()
+    sent: list[paho.MQTTMessageInfo] = []
+    for topic, payload in updates(number, load, instance):
+        sent.append(client.publish(topic, payload, qos=1))
         if len(sent) > 2 * _IN_FLIGHT:  # paho's queue would hold all of them
             sent.pop(0).wait_for_publish(_PATIENCE_S)
     for each in sent:
@@ -120,13 +128,51 @@ def publish(address: BrokerAddress, number: int, load: Load, instance: int, star
     client.loop_stop()
 
 
+def publish_bare(address: BrokerAddress, number: int, load: Load, instance: int, start: Barrier) -> None:
+    """Do as `publish`, with as little of the processors as can be: packets straight to a socket."""
+    with socket.create_connection((address.host, address.port), timeout=_PATIENCE_S) as peer:
+        name = f"publisher-{number}".encode()
+        variable = b"\0\4MQTT\4\2\0\0" + len(name).to_bytes(2, "big") + name
+        peer.sendall(bytes((0x10, len(variable))) + variable)
+        _receive(peer, 4)
+        start.wait()
+        sent = confirmed = 0
+        for topic, payload in updates(number, load, instance):
+            mid = sent % 65_535 + 1
+            content = len(topic).to_bytes(2, "big") + topic.encode() + mid.to_bytes(2, "big") + payload
+            head, size = bytearray((0x32,)), len(content)
+            while size > 127:
+                head.append(size & 127 | 128)
+                size >>= 7
+            head.append(size)
+            peer.sendall(bytes(head) + content)
+            sent += 1
+            if sent - confirmed == 2 * _IN_FLIGHT:
+                confirmed += _receive(peer, 4 * _IN_FLIGHT) // 4
+        _receive(peer, 4 * (sent - confirmed))
+        peer.sendall(b"\xe0\0")
+
+
+def _receive(peer: socket.socket, size: int) -> int:
+    """Take so many bytes of PUBACKs and give how many; the broker sends nothing else."""
+    left = size
+    while left:
+        found = len(peer.recv(left))
+        if not found:
+            sys.exit("the broker has ended the connection")
+        left -= found
+    return size
+
+
 @contextlib.contextmanager
 def publishing(address: BrokerAddress, load: Load, instance: int) -> Iterator[float]:
     """Let all publishers send; give when they began, on the monotonic clock."""
     spawn = multiprocessing.get_context("spawn")
     start = spawn.Barrier(load.publishers + 1)
     processes = [
-        spawn.Process(target=publish, args=(address, number, load, instance, start))
+        spawn.Process(
+            target=publish_bare if load.apart else publish, args=(address, number, load, instance, start)
+        )
         for number in range(load.publishers)
     ]
     for process in processes:
