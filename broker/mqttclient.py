@@ -9,12 +9,11 @@ A broker's PUBACK comes behind all that it sends us; of an aggregator that has f
 Therefore only the newest messages are remembered, and a number may be used again before it is confirmed,
 which no broker minds: it confirms each PUBLISH, and remembers none of QoS 1.
 
-Four of paho's private names are used: ``_create_socket``, ``_packet_queue``, ``_out_packet`` and
-``_mid_generate``.
+Five of paho's private names are used: ``_create_socket``, ``_packet_queue``, ``_out_packet``,
+``_mid_generate`` and ``_last_bytes_received``.
 """
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
@@ -127,8 +126,6 @@ class Client(paho.Client):
             return False
         topic = str(packet[2:after], "utf-8", "replace")
         mid = packet[after] << 8 | packet[after + 1] if qos else 0
-        # Paho must know that the broker lives: its answer to a ping may come behind many messages.
-        self._last_bytes_received = time.monotonic()
         self.on_arrival(topic, bytes(packet[start:]), mid, qos, bool(first & _RETAIN))
         return True
 
@@ -136,6 +133,14 @@ class Client(paho.Client):
         with self._connecting:
             self._out_packet.clear()
         return BufferedSocket(super()._create_socket(), self.wait_for_room, self._take)
+
+    def loop_misc(self) -> MQTTErrorCode:
+        """Look whether the broker is still there."""
+        sock = self.socket()
+        if isinstance(sock, BufferedSocket):
+            # Its answer to a ping may come behind many messages, or a slow one; paho sees neither.
+            self._last_bytes_received = max(self._last_bytes_received, sock.read_at)
+        return super().loop_misc()
 
     def want_write(self) -> bool:
         """Tell whether something waits to be written."""

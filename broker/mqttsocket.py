@@ -54,7 +54,8 @@ class BufferedSocket:
         """Bytes of the packet that paho reads; they may not have come yet."""
         self._unsent = bytearray()
         self._error: OSError | None = None
-        self._read_at = time.monotonic()
+        self.read_at = time.monotonic()
+        """When anything has come last, on the monotonic clock, in seconds."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)
@@ -85,7 +86,7 @@ class BufferedSocket:
         """Receive what there is, at least a byte; give how many, none at the end."""
         if self._error is not None:
             raise self._error
-        rested_s = time.monotonic() - self._read_at
+        rested_s = time.monotonic() - self.read_at
         if not self._wait_for_room(_WAIT_FOR_ROOM_S) and rested_s < _LONGEST_REST_S:
             raise BlockingIOError
         if len(self._room) - self._end < _LEAST_ROOM_BYTES:
@@ -94,7 +95,7 @@ class BufferedSocket:
             self._room[: self._end] = rest
         received: int = self._sock.recv_into(self._room[self._end :])
         self._end += received
-        self._read_at = time.monotonic()
+        self.read_at = time.monotonic()
         return received
 
     def _sort(self) -> None:

@@ -3,6 +3,7 @@
 import queue
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from threading import Event
 
@@ -17,6 +18,7 @@ Packet = tuple[int, bytes]
 
 CONNECT, PUBLISH, PUBACK, SUBSCRIBE = 0x10, 0x32, 0x40, 0x82
 DUP, RETAIN = 8, 1
+KEEPALIVE_S = 1
 
 
 class Link:
@@ -36,6 +38,10 @@ class Link:
 
     def _byte(self) -> int:
         return self._stream.read(1)[0]
+
+    def send_bytes(self, content: bytes) -> None:
+        """Send a part of a packet."""
+        self._peer.sendall(content)
 
     def send(self, *packets: Packet) -> None:
         """Send packets, as one write."""
@@ -81,7 +87,7 @@ def run() -> Iterator[Run]:
         client = Client(CallbackAPIVersion.VERSION2, client_id="me", manual_ack=True, clean_session=False)
         client.reconnect_delay_set(1, 1)
         found = Run(listener, client)
-        client.connect_async(HOST, listener.getsockname()[1])
+        client.connect_async(HOST, listener.getsockname()[1], keepalive=KEEPALIVE_S)
         client.loop_start()
         yield found
         client.disconnect()
@@ -138,6 +144,18 @@ def test_message_that_is_cut_off_ends_the_connection(run: Run, content: bytes) -
     link = run.accept()
     link.send((PUBLISH, content))
     run.accept().end()
+    link.end()
+
+
+def test_broker_whose_message_comes_slowly_is_not_taken_for_gone(run: Run) -> None:
+    """Its answer to a ping comes behind the message; each byte shows that it is there."""
+    link = run.accept()
+    link.send_bytes(bytes((PUBLISH, 5 + 40)) + b"\0\1s\0\1")
+    for _ in range(40):  # longer than two keepalives
+        time.sleep(KEEPALIVE_S / 12)
+        link.send_bytes(b"x")
+
+    assert run.arrived.get(timeout=PATIENCE_S) == ("s", b"x" * 40, 1, 1, False)
     link.end()
 
 
