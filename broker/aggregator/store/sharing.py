@@ -61,7 +61,7 @@ class SharedJournal:
         with self._store.transaction(reading=True) as connection:
             if self._instance < 0:
                 self._instance, self._dim = fact(connection, "instance"), fact(connection, "dim")
-            version = connection.execute(select(func.max(VERSIONS.c.version))).scalar_one()
+            version = version_rows.newest(connection) or 0
             if version != self._known_version:
                 self._rolled_back += version_rows.given_up(connection, self._known_version)
                 self._known_version = version
