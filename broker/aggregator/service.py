@@ -104,6 +104,8 @@ class AggregatorService:
     """
 
     _name = ALONE
+    _forgotten = False
+    """Whether the broker keeps nothing for this process when its connection ends."""
 
     def __init__(
         self,
@@ -135,7 +137,7 @@ class AggregatorService:
             self._client_id,
             self._events,
             last_will=self._last_will,
-            clean=self._name != ALONE,
+            clean=self._forgotten,
             longest_wait_s=SERVERS_LONGEST_WAIT_S,
         )
         self._announcer = Announcer(

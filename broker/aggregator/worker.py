@@ -87,6 +87,8 @@ class WorkerService(AggregatorService):
         The worker's own among those of the fleet.
     """
 
+    _forgotten = True
+
     def __init__(
         self,
         config: AggregatorConfig,
