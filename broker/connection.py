@@ -284,8 +284,9 @@ class Connection:
         A message of an earlier connection is left alone: the broker sends it again anyway, and its number
         may belong to one that nobody has taken care of.
         """
+        sock = self._client.socket()  # before the look at the number: it is of no later connection
         if message.qos and self.connected and message.connection == self._number:
-            self._client.acknowledge(message.mid)
+            self._client.acknowledge(message.mid, sock)
 
     def _on_pre_connect(self, client: paho.Client, _userdata: Any) -> None:
         self._number += 1

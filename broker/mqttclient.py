@@ -14,6 +14,7 @@ Five of paho's private names are used: ``_create_socket``, ``_packet_queue``, ``
 """
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
@@ -45,7 +46,7 @@ class Client(paho.Client):
         super().__init__(*arguments, **options)
         self.wait_for_room: Callable[[float], bool] = lambda _: True
         self.on_arrival: Callable[[str, bytes, int, int, bool], None] = lambda *_: None
-        self._under_way: dict[int, bytes] = {}
+        self._under_way: OrderedDict[int, bytes] = OrderedDict()  # a dict looks long for its oldest
         self._gathered: bytearray | None = None
         self._gathered_for: Any = None
         # What was meant for one connection must not get into the next.
@@ -71,12 +72,12 @@ class Client(paho.Client):
         self._put(packet, self.socket())
 
     def _forget_oldest(self) -> None:
-        with suppress(RuntimeError):  # one is confirmed right now
-            self._under_way.pop(next(iter(self._under_way)), None)
+        with suppress(KeyError):  # all are confirmed by now
+            self._under_way.popitem(last=False)
 
-    def acknowledge(self, mid: int) -> None:
-        """Tell the broker that a message of this connection, of QoS 1, is taken care of."""
-        self._put(bytes((_PUBACK, 2, mid >> 8, mid & 255)), self.socket())
+    def acknowledge(self, mid: int, sock: Any) -> None:
+        """Tell the broker that a message of QoS 1, which came by `sock`, is taken care of."""
+        self._put(bytes((_PUBACK, 2, mid >> 8, mid & 255)), sock)
 
     def send_again(self) -> None:
         """Send what the broker has not confirmed, in a new connection."""
@@ -100,6 +101,8 @@ class Client(paho.Client):
             self._queue(packet, sock)
             return
         if sock is not self._gathered_for:
+            if sock is not self.socket():  # of an earlier connection
+                return
             self._gathered.clear()
             self._gathered_for = sock
         self._gathered += packet

@@ -52,6 +52,8 @@ class BufferedSocket:
         self._start = self._end = 0
         self._for_paho = 0
         """Bytes of the packet that paho reads; they may not have come yet."""
+        self._is_sorted = True
+        """Whether what has come behind that packet was looked at."""
         self._unsent = bytearray()
         self._error: OSError | None = None
         self.read_at = time.monotonic()
@@ -68,6 +70,10 @@ class BufferedSocket:
         BlockingIOError
             When nothing has come but what was taken, or there is no room for it.
         """
+        if not self._is_sorted and not self._for_paho:
+            # Only now: paho has worked on its packet before this call, and what came behind is taken after it.
+            self._is_sorted = True
+            self._sort()
         if not self.buffered:
             if not self._receive():
                 return b""
@@ -78,8 +84,7 @@ class BufferedSocket:
         given = bytes(self._room[self._start : after])
         self._start = after
         self._for_paho -= len(given)
-        if not self._for_paho:
-            self._sort()
+        self._is_sorted = self._for_paho > 0 or self._start == self._end
         return given
 
     def _receive(self) -> int:
@@ -128,7 +133,7 @@ class BufferedSocket:
 
     def pending(self) -> int:
         """Give how much can be read without waiting; paho asks before it waits."""
-        if self.buffered or self._error is not None:
+        if self.buffered or not self._is_sorted or self._error is not None:
             return 1
         below = getattr(self._sock, "pending", None)
         return 0 if below is None else int(below())

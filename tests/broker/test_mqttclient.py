@@ -61,20 +61,23 @@ class Run:
         self._listener = listener
         self.client = client
         self.connected = Event()
+        self.arrived_before = 0
+        """Messages that had come when the newest connection was made."""
         self.arrived: queue.Queue[tuple[str, bytes, int, int, bool]] = queue.Queue()
         client.on_arrival = lambda *message: self.arrived.put(message)
         client.on_connect = self._on_connect
 
     def _on_connect(self, *_: object) -> None:
         self.client.send_again()
+        self.arrived_before = self.arrived.qsize()
         self.connected.set()
 
-    def accept(self) -> Link:
-        """Accept the client's next connection, up to its CONNACK."""
+    def accept(self, *behind: Packet) -> Link:
+        """Accept the client's next connection, up to its CONNACK and what is sent with it."""
         link = Link(self._listener.accept()[0])
         assert link.receive()[0] == CONNECT
         self.connected.clear()
-        link.send((0x20, b"\0\0"))
+        link.send((0x20, b"\0\0"), *behind)
         assert self.connected.wait(PATIENCE_S)
         return link
 
@@ -138,6 +141,15 @@ def test_message_comes_with_all_that_it_has(run: Run) -> None:
     link.end()
 
 
+def test_message_behind_the_answer_to_connect_comes_after_the_connection(run: Run) -> None:
+    """As a broker sends what it has kept for a client: in one piece with its CONNACK."""
+    link = run.accept(a_publish(b"a", b"kept", 1), a_publish(b"a", b"too", 2))
+
+    assert run.arrived_before == 0
+    assert [run.arrived.get(timeout=PATIENCE_S)[1] for _ in range(2)] == [b"kept", b"too"]
+    link.end()
+
+
 @pytest.mark.parametrize("content", [b"", b"\0", b"\0\5abc", b"\0\1a\0"])
 def test_message_that_is_cut_off_ends_the_connection(run: Run, content: bytes) -> None:
     """It is paho's, which takes the broker for broken; the client comes back."""
@@ -164,7 +176,7 @@ def test_what_is_gathered_goes_out_at_the_end_in_order(run: Run) -> None:
     link = run.accept()
     run.client.subscribe("x", 1)
     with run.client.gathered():
-        run.client.acknowledge(700)
+        run.client.acknowledge(700, run.client.socket())
         run.client.send("r", b"1", retain=False)
     run.client.send("r", b"2", retain=False)
 
@@ -176,7 +188,7 @@ def test_acknowledgement_does_not_get_into_the_next_connection(run: Run) -> None
     """Its number may be another message's there; what was published does."""
     link = run.accept()
     with run.client.gathered():
-        run.client.acknowledge(700)
+        run.client.acknowledge(700, run.client.socket())
         run.client.send("r", b"1", retain=False)
         link.end()
         again = run.accept()
@@ -184,6 +196,21 @@ def test_acknowledgement_does_not_get_into_the_next_connection(run: Run) -> None
     assert again.receive() == a_publish(b"r", b"1", 1, PUBLISH | DUP)
     run.client.send("r", b"2", retain=False)
     assert again.receive() == a_publish(b"r", b"2", 2)
+    again.end()
+
+
+def test_acknowledgement_of_an_earlier_connection_is_left_out(run: Run) -> None:
+    """And does not take with it what was gathered for the one that there is."""
+    link = run.accept()
+    before = run.client.socket()
+    link.end()
+    again = run.accept()
+    with run.client.gathered():
+        run.client.send("r", b"1", retain=False)
+        run.client.acknowledge(700, before)
+        run.client.send("r", b"2", retain=False)
+
+    assert [again.receive() for _ in range(2)] == [a_publish(b"r", b"1", 1), a_publish(b"r", b"2", 2)]
     again.end()
 
 
