@@ -285,8 +285,12 @@ class Connection:
         may belong to one that nobody has taken care of.
         """
         sock = self._client.socket()  # before the look at the number: it is of no later connection
-        if message.qos and self.connected and message.connection == self._number:
+        if not (message.qos and self.connected and message.connection == self._number):
+            return
+        if message.qos == 1:
             self._client.acknowledge(message.mid, sock)
+        else:  # more than was asked for; paho has taken its first half
+            self._client.ack(message.mid, message.qos)
 
     def _on_pre_connect(self, client: paho.Client, _userdata: Any) -> None:
         self._number += 1
@@ -347,7 +351,7 @@ class Connection:
             self._put(Lost(f"what listens at {self.address} {reason}"))
 
     def _on_message(self, _client: paho.Client, _userdata: Any, message: paho.MQTTMessage) -> None:
-        # Only what is larger than any message of the protocol takes this way.
+        # Only what no broker should send takes this way: QoS 2, and more than any message of the protocol.
         self._on_arrival(message.topic, bytes(message.payload), message.mid, message.qos, message.retain)
 
     def _on_arrival(self, topic: str, payload: bytes, mid: int, qos: int, retained: bool) -> None:  # noqa: FBT001

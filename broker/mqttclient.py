@@ -9,14 +9,14 @@ A broker's PUBACK comes behind all that it sends us; of an aggregator that has f
 Therefore only the newest messages are remembered, and a number may be used again before it is confirmed,
 which no broker minds: it confirms each PUBLISH, and remembers none of QoS 1.
 
-Five of paho's private names are used: ``_create_socket``, ``_packet_queue``, ``_out_packet``,
-``_mid_generate`` and ``_last_bytes_received``.
+Six of paho's private names are used: ``_create_socket``, ``_packet_queue``, ``_out_packet``,
+``_mid_generate``, ``_last_bytes_received`` and ``_ping_t``.
 """
 
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, Final
 
 import paho.mqtt.client as paho
@@ -25,10 +25,41 @@ from paho.mqtt.enums import MQTTErrorCode
 from broker.mqttsocket import BufferedSocket
 
 _MOST_UNDER_WAY: Final = 20_000
+_MOST_UNDER_WAY_BYTES: Final = 16 * 1024 * 1024
 """Messages without a PUBACK beyond which the oldest is forgotten."""
 _PUBLISH, _PUBACK = 0x30, 0x40
 _DUP, _RETAIN = 8, 1
 _QOS_SHIFT = 1
+
+
+class _UnderWay:
+    """The newest messages without a PUBACK, by number; used by two threads."""
+
+    def __init__(self) -> None:
+        self._packets: OrderedDict[int, bytes] = OrderedDict()  # a dict looks long for its oldest
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def __contains__(self, mid: int) -> bool:
+        return mid in self._packets
+
+    def add(self, mid: int, packet: bytes) -> None:
+        """Remember a packet, and forget the oldest where there are too many."""
+        with self._lock:
+            self._packets[mid] = packet
+            self._bytes += len(packet)
+            while len(self._packets) > _MOST_UNDER_WAY or self._bytes > _MOST_UNDER_WAY_BYTES:
+                self._bytes -= len(self._packets.popitem(last=False)[1])
+
+    def confirmed(self, mid: int) -> None:
+        """Forget a packet."""
+        with self._lock:
+            self._bytes -= len(self._packets.pop(mid, b""))
+
+    def all(self) -> list[bytes]:
+        """Give the packets, the oldest first."""
+        with self._lock:
+            return list(self._packets.values())
 
 
 class Client(paho.Client):
@@ -46,14 +77,16 @@ class Client(paho.Client):
         super().__init__(*arguments, **options)
         self.wait_for_room: Callable[[float], bool] = lambda _: True
         self.on_arrival: Callable[[str, bytes, int, int, bool], None] = lambda *_: None
-        self._under_way: OrderedDict[int, bytes] = OrderedDict()  # a dict looks long for its oldest
+        self._under_way = _UnderWay()
+        # The socket of a connection that the broker has accepted.
+        self._accepted: Any = None
         self._gathered: bytearray | None = None
         self._gathered_for: Any = None
         # What was meant for one connection must not get into the next.
         self._connecting = threading.Lock()
 
     def send(self, topic: str, payload: bytes, *, retain: bool) -> None:
-        """Publish at QoS 1, by the connection that there is."""
+        """Publish at QoS 1, by the connection that there is, or the next."""
         mid = self._mid_generate()
         while mid in self._under_way:
             mid = self._mid_generate()
@@ -66,28 +99,23 @@ class Client(paho.Client):
         head.append(length)
         packet = b"".join((head, len(name).to_bytes(2, "big"), name, mid.to_bytes(2, "big"), payload))
         if not retain:
-            self._under_way[mid] = packet
-            if len(self._under_way) > _MOST_UNDER_WAY:
-                self._forget_oldest()
-        self._put(packet, self.socket())
-
-    def _forget_oldest(self) -> None:
-        with suppress(KeyError):  # all are confirmed by now
-            self._under_way.popitem(last=False)
+            self._under_way.add(mid, packet)
+        self._put(packet, self._accepted)
 
     def acknowledge(self, mid: int, sock: Any) -> None:
         """Tell the broker that a message of QoS 1, which came by `sock`, is taken care of."""
         self._put(bytes((_PUBACK, 2, mid >> 8, mid & 255)), sock)
 
     def send_again(self) -> None:
-        """Send what the broker has not confirmed, in a new connection."""
-        for packet in list(self._under_way.values()):
-            self._queue(bytes((packet[0] | _DUP,)) + packet[1:], self.socket())
+        """Send what the broker has not confirmed, as it has accepted a new connection."""
+        self._accepted = self.socket()
+        for packet in self._under_way.all():
+            self._queue(bytes((packet[0] | _DUP,)) + packet[1:], self._accepted)
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
         """Send what is published and acknowledged within the block together, at its end."""
-        self._gathered, self._gathered_for = bytearray(), self.socket()
+        self._gathered, self._gathered_for = bytearray(), self._accepted
         try:
             yield
         finally:
@@ -101,7 +129,7 @@ class Client(paho.Client):
             self._queue(packet, sock)
             return
         if sock is not self._gathered_for:
-            if sock is not self.socket():  # of an earlier connection
+            if sock is not self._accepted:  # of an earlier connection
                 return
             self._gathered.clear()
             self._gathered_for = sock
@@ -118,7 +146,7 @@ class Client(paho.Client):
         """Take a PUBLISH or PUBACK; see `BufferedSocket`."""
         kind, size = first & 0xF0, len(packet)
         if kind == _PUBACK and size >= 2:
-            self._under_way.pop(packet[0] << 8 | packet[1], None)
+            self._under_way.confirmed(packet[0] << 8 | packet[1])
             return True
         if kind != _PUBLISH or size < 2:
             return False
@@ -134,6 +162,7 @@ class Client(paho.Client):
 
     def _create_socket(self) -> Any:
         with self._connecting:
+            self._accepted = None
             self._out_packet.clear()
         return BufferedSocket(super()._create_socket(), self.wait_for_room, self._take)
 
@@ -141,8 +170,11 @@ class Client(paho.Client):
         """Look whether the broker is still there."""
         sock = self.socket()
         if isinstance(sock, BufferedSocket):
-            # Its answer to a ping may come behind many messages, or a slow one; paho sees neither.
+            # Its answer to a ping may come behind many messages, or a slow one; paho sees neither, and would
+            # wait for nothing but the answer.
             self._last_bytes_received = max(self._last_bytes_received, sock.read_at)
+            if self._ping_t > 0.0:
+                self._ping_t = max(self._ping_t, sock.read_at)
         return super().loop_misc()
 
     def want_write(self) -> bool:

@@ -71,7 +71,7 @@ class BufferedSocket:
             When nothing has come but what was taken, or there is no room for it.
         """
         if not self._is_sorted and not self._for_paho:
-            # Only now: paho has worked on its packet before this call, and what came behind is taken after it.
+            # Only now: paho has worked on its packet before this call; what came behind is taken after it.
             self._is_sorted = True
             self._sort()
         if not self.buffered:

@@ -514,9 +514,9 @@ class AggregatorService:
         if self._announces:
             self._announcer.begin_session()
             self._announcer.begin_anew()
-        self._show_presence(online=True)
         self._watch.connected()
         self._connection.subscribe(self._filters())
+        self._show_presence(online=True)
         if self._announces:
             self._announcer.publish()
             version, session = self._core.version, self._announcer.session

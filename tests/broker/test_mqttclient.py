@@ -226,9 +226,12 @@ def test_number_under_way_is_not_used_for_another(run: Run, monkeypatch: pytest.
     link.end()
 
 
-def test_only_the_newest_messages_are_sent_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("limit", "most"), [("_MOST_UNDER_WAY", 2), ("_MOST_UNDER_WAY_BYTES", 20)])
+def test_only_the_newest_messages_are_sent_again(
+    run: Run, monkeypatch: pytest.MonkeyPatch, limit: str, most: int
+) -> None:
     """All are sent once; none that is to be retained is sent again, as its owner publishes that anew."""
-    monkeypatch.setattr("broker.mqttclient._MOST_UNDER_WAY", 2)
+    monkeypatch.setattr(f"broker.mqttclient.{limit}", most)
     link = run.accept()
     for payload in (b"1", b"2", b"kept", b"3"):
         run.client.send("r", payload, retain=payload == b"kept")
