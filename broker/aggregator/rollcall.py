@@ -60,9 +60,11 @@ def who_serves(address: BrokerAddress, fleet: str) -> dict[str, Status]:
                 connection.subscribe([topics.presence_filter, Filter(topics.call)])
                 connection.publish(topics.call, token.encode())
                 until = time.monotonic() + _ANSWERS_WITHIN_S
-            elif not isinstance(event, Received):
+                continue
+            if not isinstance(event, Received):
                 break  # not to be reached, or not for us: `start` will say so
-            elif event.topic == topics.call:
+            connection.acknowledge(event)  # amqtt sends one after the other
+            if event.topic == topics.call:
                 if event.payload == token.encode() and seem_there <= set(there):
                     break  # what is retained has come before: nobody else seems to be there
             else:

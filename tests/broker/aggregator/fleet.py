@@ -29,8 +29,10 @@ def make_directory(path: Path, config: AggregatorConfig, *, n_items: int = 6, di
 
 
 @contextmanager
-def serving(path: Path, address: BrokerAddress, said: list[str] | None = None) -> Iterator[None]:
-    """Run the aggregator of a directory on a thread, as its command would."""
+def serving(
+    path: Path, address: BrokerAddress, said: list[str] | None = None
+) -> Iterator[AggregatorService]:
+    """Run the aggregator of a directory on a thread, as its command would; give it."""
     store = open_store(path)
     stop = threading.Event()
     try:
@@ -40,7 +42,7 @@ def serving(path: Path, address: BrokerAddress, said: list[str] | None = None) -
             )
             running = pool.submit(service.run, stop)
             try:
-                yield
+                yield service
             finally:
                 stop.set()
                 running.result(PATIENCE_S)

@@ -52,6 +52,13 @@ def test_running_aggregator_answers_until_it_ends(
     assert who_serves(address, fleet) == {}
 
 
+def test_running_aggregator_is_found_every_time(broker: RunningBroker, fleet: str, path: Path) -> None:
+    """Also where a broker works on a subscription and on what is published behind it at the same time."""
+    with serving(path, broker.address) as service:
+        wait_until(lambda: service.head_published, "the aggregator serves")
+        assert [list(who_serves(broker.address, fleet)) for _ in range(5)] == [["alone"]] * 5
+
+
 def test_what_a_broker_keeps_of_one_that_is_gone_does_not_count(
     shared_mosquitto: RunningBroker, fleet: str
 ) -> None:
