@@ -9,14 +9,13 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import BinaryIO
-from urllib.parse import quote
 from zipfile import BadZipFile
 
 import numpy as np
@@ -24,6 +23,7 @@ import numpy as np
 from broker.aggregator.catalogue_changes import rolled_back
 from broker.aggregator.config import AggregatorConfig
 from broker.aggregator.directory import CONFIG_NAME, DATABASE_NAME, open_store, serving, store_of
+from broker.aggregator.overwriting import is_backup, require_replaceable
 from broker.aggregator.store.copying import copy, replace_all
 from broker.aggregator.store.interface import Decree, KeptTable
 from broker.aggregator.store.schema import APPLIED
@@ -59,10 +59,10 @@ def back_up(store: SqlStore, path: Path) -> int:
     Raises
     ------
     InputError
-        When the file is the store's own.
+        When the file is the store's own, or there and no backup.
     CorruptError, DiskFullError, InUseError, NotWritableError, StoreLostError
     """
-    _require_another(store, path)
+    path = _require_another(store, path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with named_failures(path):
@@ -81,8 +81,8 @@ def back_up(store: SqlStore, path: Path) -> int:
     return version
 
 
-def _require_another(store: SqlStore, path: Path) -> None:
-    """Refuse a file of the store's own, by whatever name, and any other that is no backup.
+def _require_another(store: SqlStore, path: Path) -> Path:
+    """Refuse a file of the store's own, by whatever name, and any other that is no backup; give the file.
 
     Who serves a store would go on writing what is gone.
     """
@@ -99,44 +99,7 @@ def _require_another(store: SqlStore, path: Path) -> None:
         real = Path(os.path.realpath(path))
         if real.name == DATABASE_NAME and real.with_name(CONFIG_NAME).exists():
             raise InputError(f"{path} is an aggregator's store; name another file for the backup")
-    require_replaceable(path, _is_backup, "no backup")
-
-
-def _is_backup(path: Path) -> bool:
-    try:
-        # Nothing is written beside it.
-        with closing(sqlite3.connect(f"file:{quote(str(path))}?immutable=1", uri=True)) as connection:
-            query = "SELECT 1 FROM sqlite_master WHERE name = ?"
-            return connection.execute(query, (APPLIED.name,)).fetchone() is not None
-    except sqlite3.Error:
-        return False
-
-
-def require_replaceable(path: Path, is_earlier: Callable[[Path], bool], what: str) -> None:
-    """Refuse to write over what is there unless it is empty, or an earlier file of the same kind.
-
-    Raises
-    ------
-    InputError
-    """
-    with named_failures(path):
-        is_another = path.is_file() and path.stat().st_size > 0 and not is_earlier(path)
-    if is_another:
-        raise InputError(f"{path} is there, and is {what}; name another file; nothing was written")
-
-
-def is_table_file(path: Path) -> bool:
-    """Tell whether it is what `table_file` gives, as far as its first bytes tell."""
-    with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"
-
-
-def is_rounds_file(path: Path) -> bool:
-    """Tell whether its first line is a round's."""
-    with path.open("rb") as file, suppress(ValueError):
-        found = json.loads(file.readline(_COPIED_BYTES))
-        return isinstance(found, dict) and {"version", "sha256"} <= found.keys()
-    return False
+    return require_replaceable(path, is_backup, "no backup")
 
 
 def restore(

@@ -153,14 +153,15 @@ def export(directory: Path, table: Path | None, version: int | None, rounds: Pat
     Example:
       edge-aggregator export --dir shop --table model.npz --rounds rounds.jsonl
     """
-    from broker.aggregator.keeping import is_rounds_file, is_table_file, require_replaceable, table_file
+    from broker.aggregator.keeping import table_file
+    from broker.aggregator.overwriting import is_rounds_file, is_table_file, require_replaceable
 
     if table is None and rounds is None:
         raise click.UsageError("give --table FILE, --rounds FILE or both")
     if table is not None:
-        require_replaceable(table, is_table_file, "no model.npz")
+        table = require_replaceable(table, is_table_file, "no model.npz")
     if rounds is not None:
-        require_replaceable(rounds, is_rounds_file, "no file of rounds")
+        rounds = require_replaceable(rounds, is_rounds_file, "no file of rounds")
     with _opened(directory) as store:
         if table is not None:
             state = store.load()
