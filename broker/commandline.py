@@ -105,10 +105,16 @@ def _terminating() -> Iterator[None]:
         yield  # only the main thread can set handlers
         return
     before = signal.signal(signal.SIGTERM, _terminate)
+    # The system's way while programs are imported (`broker.entry`), and again while the interpreter ends.
+    was_default = signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    if was_default:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        if was_default:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _give_up_output() -> None:

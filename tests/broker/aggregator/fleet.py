@@ -29,9 +29,7 @@ def make_directory(path: Path, config: AggregatorConfig, *, n_items: int = 6, di
 
 
 @contextmanager
-def serving(
-    path: Path, address: BrokerAddress, said: list[str] | None = None
-) -> Iterator[AggregatorService]:
+def serving(path: Path, address: BrokerAddress, said: list[str] | None = None) -> Iterator[AggregatorService]:
     """Run the aggregator of a directory on a thread, as its command would; give it."""
     store = open_store(path)
     stop = threading.Event()
