@@ -214,7 +214,8 @@ class HostName(click.ParamType[str]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Give it unchanged."""
         text = str(value)
-        if _HOST_NAME.fullmatch(text) is None or len(text) > _LONGEST_HOST_NAME:
+        is_name = _HOST_NAME.fullmatch(text) is not None and len(text) <= _LONGEST_HOST_NAME
+        if not is_name or text.rpartition(".")[2].isdecimal():  # no name ends with a number
             try:
                 ipaddress.ip_address(text)
             except ValueError:

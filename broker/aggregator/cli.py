@@ -95,7 +95,9 @@ def cli() -> None:
     type=Identifier("the device id"),
     help="With --secure: a device to make a bundle for; may be repeated.",
 )
-@click.option("--listen", help="Address that our own broker listens on.  [default: 127.0.0.1]")
+@click.option(
+    "--listen", type=HostName(), help="Address that our own broker listens on.  [default: 127.0.0.1]"
+)
 def init(
     directory: Path,
     items: Path,

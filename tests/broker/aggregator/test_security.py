@@ -290,14 +290,15 @@ def test_second_rotation_is_asked_for(tmp_path: Path) -> None:
     assert CliRunner().invoke(cli, [*rotate, "--yes"]).exit_code == 0
 
 
-@pytest.mark.parametrize("host", ["bad host", "mqtt://h", "h:8883", "", "-h", "a..b"])
+@pytest.mark.parametrize("host", ["bad host", "mqtt://h", "h:8883", "", "-h", "a..b", "999.1.1.1"])
 def test_host_that_is_no_name_is_refused_before_anything_is_made(tmp_path: Path, host: str) -> None:
     """By every command that takes one."""
     path = str(tmp_path / "shop")
     (tmp_path / "items.txt").write_text("a\nb\n")
     init = ["init", "--dir", path, "--fleet", "shop", "--items", str(tmp_path / "items.txt"), "--secure"]
-    refused = CliRunner().invoke(cli, [*init, "--host", host])
-    assert (refused.exit_code, (tmp_path / "shop").exists()) == (2, False)
+    for option in ("--host", "--listen"):
+        refused = CliRunner().invoke(cli, [*init, option, host])
+        assert (refused.exit_code, (tmp_path / "shop").exists()) == (2, False)
     assert CliRunner().invoke(cli, [*init, "--host", "broker.example", "--host", "fd00::5"]).exit_code == 0
     for command in (["device", "add", "pi-1"], ["keys", "renew"]):
         assert CliRunner().invoke(cli, [*command, "--dir", path, "--host", host]).exit_code == 2
