@@ -158,7 +158,7 @@ def open_store(path: Path, config: AggregatorConfig | None = None, *, looking: b
     Parameters
     ----------
     looking : bool
-        For who does not hold the directory's lock: what an earlier release wrote is left to it.
+        For all but `start` and `restore`: what an earlier release wrote is left to it.
 
     Raises
     ------

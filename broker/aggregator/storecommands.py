@@ -26,7 +26,11 @@ _FILE = click.argument("file", type=click.Path(path_type=Path, dir_okay=False, r
 
 @contextmanager
 def _opened(directory: Path, *, alone: bool = False) -> Iterator["SqlStore"]:
-    """Open a directory's store; `alone` while nobody serves it."""
+    """Open a directory's store, of this release; `alone` while nobody serves it.
+
+    `start` is who brings an earlier release's to date, and says so: a mistyped command must not bar the way
+    back.
+    """
     from broker.aggregator.directory import load_config, open_store, serving
 
     config = load_config(directory, os.environ)
@@ -34,7 +38,7 @@ def _opened(directory: Path, *, alone: bool = False) -> Iterator["SqlStore"]:
         with closing(open_store(directory, config, looking=True)) as store:
             yield store
         return
-    with exclusive(directory), closing(open_store(directory, config)) as store, serving(store):
+    with exclusive(directory), closing(open_store(directory, config, looking=True)) as store, serving(store):
         yield store
 
 
