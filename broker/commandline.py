@@ -18,6 +18,7 @@ import tomllib
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -204,6 +205,31 @@ class Identifier(click.ParamType[str]):
             return checked_id(str(value), self.what)
         except ParameterError as error:
             self.fail(str(error), param, ctx)
+
+
+class PathName(click.Path[Path]):
+    """A file's or a directory's name, which has to be one.
+
+    Nothing, as an unset variable of a script gives it, would be the directory that the caller is in.
+
+    Parameters
+    ----------
+    file_okay, dir_okay : bool
+        Whether there may be a file, and a directory.
+    readable : bool
+        Whether the user has to be allowed to read what is there.
+    """
+
+    def __init__(self, *, file_okay: bool = True, dir_okay: bool = True, readable: bool = True) -> None:
+        super().__init__(path_type=Path, file_okay=file_okay, dir_okay=dir_okay, readable=readable)
+
+    def convert(
+        self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path:
+        """Give the path."""
+        if not os.fspath(value):
+            self.fail(f"'' names no {self.name}", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class HostName(click.ParamType[str]):

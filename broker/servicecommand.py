@@ -8,7 +8,7 @@ from textwrap import dedent
 import click
 
 from broker import unit
-from broker.commandline import say
+from broker.commandline import PathName, say
 
 
 def install_service(
@@ -67,12 +67,12 @@ def install_service(
 
 
 def _options(default_name: str) -> list[click.Parameter]:
-    folder = click.Path(path_type=Path, file_okay=False)
+    folder = PathName(file_okay=False)
     return [
         click.Option(
             ["--dir", "directory"],
             required=True,
-            type=click.Path(path_type=Path, file_okay=False, readable=False),
+            type=PathName(file_okay=False, readable=False),
             help="The service's directory.",
         ),
         click.Option(["--user"], help="Who runs it.  [default: a user of its own, made by systemd]"),

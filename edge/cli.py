@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from broker.commandline import Identifier, echo_facts, echo_json, report, run, say
+from broker.commandline import Identifier, PathName, echo_facts, echo_json, report, run, say
 from broker.errors import UnknownItemError
 from broker.servicecommand import install_service
 from broker.storage import is_in_use, read_file
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _FAR_AHEAD_S = 86_400.0
 """A zone's difference is no mistake."""
-_FILE = click.Path(path_type=Path, dir_okay=False, readable=False)
+_FILE = PathName(dir_okay=False, readable=False)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -57,7 +57,7 @@ def cli() -> None:
 @click.option("--scorer", help="auto, tflite or numpy.  [default: auto]")
 @click.option(
     "--bundle",
-    type=click.Path(path_type=Path, file_okay=False, readable=False),
+    type=PathName(file_okay=False, readable=False),
     help="What `edge-aggregator device add` or `firmware-tools provision` has made: all of the below.",
 )
 @click.option("--ca", "tls_ca", type=_FILE, help="With mqtts: who signs the broker's certificate.")
@@ -127,7 +127,7 @@ def enrol(directory: Path, claim_file: Path | None) -> None:
 @click.option(
     "--bundle",
     required=True,
-    type=click.Path(path_type=Path, file_okay=False, readable=False),
+    type=PathName(file_okay=False, readable=False),
     help="A new one for this device, of `device add` or `firmware-tools provision devices --renew`.",
 )
 def renew(directory: Path, bundle: Path) -> None:
@@ -189,9 +189,7 @@ def start(directory: Path, broker: str | None, seed: int | None, *, verbose: boo
 @_DIRECTORY
 @click.argument("items", nargs=-1)
 @click.option("--at", help="When: seconds since 1970 or ISO 8601.  [default: now]")
-@click.option(
-    "--file", "file", type=click.Path(path_type=Path, readable=False), help="Lines of ITEM or ITEM,TIME."
-)
+@click.option("--file", "file", type=PathName(readable=False), help="Lines of ITEM or ITEM,TIME.")
 def record(directory: Path, items: tuple[str, ...], at: str | None, file: Path | None) -> None:
     """Record what the user interacted with; works while `start` runs, and offline.
 
@@ -262,7 +260,7 @@ def _listed(items: list[str]) -> str:
 @click.option(
     "--filter",
     "among",
-    type=click.Path(path_type=Path, readable=False),
+    type=PathName(readable=False),
     help="Choose among the items of this file only, one a line.",
 )
 @click.option("--explain", is_flag=True, help="Name the user's own items that speak for each.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from broker.commandline import echo_json, say
+from broker.commandline import PathName, echo_json, say
 from broker.storage import exclusive, write_atomically
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ DIRECTORY = click.option(
     "--dir",
     "directory",
     required=True,
-    type=click.Path(path_type=Path, file_okay=False, readable=False),
+    type=PathName(file_okay=False, readable=False),
     help="The device's directory.",
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -36,7 +36,7 @@ def _confirm(question: str, *, yes: bool) -> None:
 
 @click.command()
 @DIRECTORY
-@click.option("--out", type=click.Path(path_type=Path), help="Write a file instead of printing.")
+@click.option("--out", type=PathName(), help="Write a file instead of printing.")
 def export(directory: Path, out: Path | None) -> None:
     """Give all of the user's data as one JSON document; works while `start` runs.
 

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import click
 
-from broker.commandline import say
+from broker.commandline import PathName, say
 from broker.storage import is_in_use, open_file
 from edge.datacommands import DIRECTORY
 
 
 @click.command()
 @DIRECTORY
-@click.argument("bundle", required=False, type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("bundle", required=False, type=PathName(dir_okay=False))
 def update(directory: Path, bundle: Path | None) -> None:
     """Install a release from BUNDLE, or without one what the fleet offers; works while `start` runs.
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from broker.commandline import Duration, Identifier, echo_facts, echo_json, say
+from broker.commandline import Duration, Identifier, PathName, echo_facts, echo_json, say
 from broker.errors import BundleForbiddenError, InputError, SchemaError
 from broker.protocol.releases import (
     MAX_BUNDLE_BYTES,
@@ -19,7 +19,7 @@ from broker.protocol.releases import (
 from broker.protocol.signatures import keys_from_text
 from broker.storage import open_file, read_file
 
-_FILE = click.Path(path_type=Path, dir_okay=False)
+_FILE = PathName(dir_okay=False)
 _BUNDLE = click.argument("file", type=_FILE)
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
 
@@ -40,7 +40,7 @@ def bundle() -> None:
 @click.option(
     "--out",
     required=True,
-    type=click.Path(path_type=Path, file_okay=False),
+    type=PathName(file_okay=False),
     help="A folder for the two halves.",
 )
 def key(out: Path) -> None:
@@ -69,7 +69,7 @@ def key(out: Path) -> None:
 @click.option(
     "--app",
     "application",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=PathName(file_okay=False),
     help="A folder with the application's files.",
 )
 @click.option("--health", default="", help="Of these, the program that tells with 0 that it works: app/NAME.")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from broker.commandline import echo_facts, echo_json, run, say
+from broker.commandline import PathName, echo_facts, echo_json, run, say
 from broker.errors import InputError
 from broker.storage import read_file, write_atomically
 from firmware_tools import inspection, measuring
@@ -40,14 +40,14 @@ def cli() -> None:
 @click.option(
     "--out",
     required=True,
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=PathName(dir_okay=False),
     metavar="FILE",
     help="Where to write the model.",
 )
 @click.option(
     "--model",
     "model_file",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=PathName(dir_okay=False),
     metavar="FILE",
     help="A model.npz whose item table is baked in.  [default: items are an input]",
 )
@@ -60,7 +60,7 @@ def cli() -> None:
 )
 @click.option(
     "--users",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=PathName(dir_okay=False),
     metavar="FILE",
     help="A users.npz: the score functions that --quant int8 chooses its scales by.",
 )
@@ -106,7 +106,7 @@ def build(
 
 
 @cli.command()
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("file", type=PathName(dir_okay=False))
 @click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
 def inspect(*, file: Path, as_json: bool) -> None:
     """Tell what is in FILE: a TFLite model, or the model.pfr of an export.
@@ -130,7 +130,7 @@ def inspect(*, file: Path, as_json: bool) -> None:
     "--run",
     "run_folder",
     required=True,
-    type=click.Path(path_type=Path, file_okay=False),
+    type=PathName(file_okay=False),
     metavar="DIR",
     help="The folder of edge-fleet simulate --save-users.",
 )
@@ -138,7 +138,7 @@ def inspect(*, file: Path, as_json: bool) -> None:
     "--tflite",
     "tflite_files",
     multiple=True,
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=PathName(dir_okay=False),
     metavar="FILE",
     help="A model with the table baked in, to rank beside the others; may be given several times.",
 )
@@ -175,14 +175,14 @@ def verify(*, run_folder: Path, tflite_files: tuple[Path, ...], max_loss: float,
     "--model",
     "model_file",
     required=True,
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=PathName(dir_okay=False),
     metavar="FILE",
     help="A model.npz: of a simulation's folder, or of edge-aggregator export.",
 )
 @click.option(
     "--out",
     required=True,
-    type=click.Path(path_type=Path, file_okay=False),
+    type=PathName(file_okay=False),
     metavar="DIR",
     help="Where to write the project.",
 )
@@ -203,7 +203,7 @@ def verify(*, run_folder: Path, tflite_files: tuple[Path, ...], max_loss: float,
 @click.option("--items", type=click.IntRange(min=2), help="Only the table's first items.  [default: all]")
 @click.option(
     "--users",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=PathName(dir_okay=False),
     metavar="FILE",
     help="A users.npz: a new user starts from their mean score function.  [default: from a seeded one]",
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from broker.claim import ENROLMENT_PORT
-from broker.commandline import Duration, HostName, echo_facts, echo_json, say
+from broker.commandline import Duration, HostName, PathName, echo_facts, echo_json, say
 from broker.errors import InputError
 from broker.storage import read_file
 
@@ -20,7 +20,7 @@ _DIRECTORY = click.option(
     "--dir",
     "directory",
     required=True,
-    type=click.Path(path_type=Path, file_okay=False),
+    type=PathName(file_okay=False),
     help="The aggregator's directory, with its authority.",
 )
 _COUNT = click.option("--count", type=click.IntRange(1, 10_000), help="Devices; their ids are drawn.")
@@ -28,7 +28,7 @@ _PREFIX = click.option("--prefix", default="device", show_default=True, help="Wh
 _IDS = click.option(
     "--ids",
     "ids_file",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=PathName(dir_okay=False),
     metavar="FILE",
     help="Ids of your own, one a line.",
 )
@@ -58,12 +58,8 @@ def provision() -> None:
 @_COUNT
 @_PREFIX
 @_IDS
-@click.option(
-    "--out", type=click.Path(path_type=Path), metavar="DIR", help="Write a folder with one for each device."
-)
-@click.option(
-    "--archive", type=click.Path(path_type=Path), metavar="FILE", help="Write a tar archive instead."
-)
+@click.option("--out", type=PathName(), metavar="DIR", help="Write a folder with one for each device.")
+@click.option("--archive", type=PathName(), metavar="FILE", help="Write a tar archive instead.")
 @_DAYS
 @click.option(
     "--host", type=HostName(), help="The broker's name as the devices reach it.  [default: the first of init]"
@@ -71,7 +67,7 @@ def provision() -> None:
 @click.option(
     "--settings",
     "settings_file",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=PathName(dir_okay=False),
     metavar="FILE",
     help="Entries of config.toml that all of them get.",
 )
@@ -143,9 +139,7 @@ def devices(
 @_COUNT
 @_PREFIX
 @_IDS
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path), metavar="FILE", help="Write a CSV file."
-)
+@click.option("--out", required=True, type=PathName(), metavar="FILE", help="Write a CSV file.")
 @_DAYS
 @click.option(
     "--host",
@@ -230,11 +224,11 @@ def _tell(batch: "Batch", authority: "Authority", place: Path, *, as_json: bool)
 
 
 @provision.command()
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=PathName())
 @click.option(
     "--head-key",
     required=True,
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=PathName(dir_okay=False),
     metavar="FILE",
     help="The fleet's public keys: head_key.pub, from a place that you trust.",
 )

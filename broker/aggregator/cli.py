@@ -18,7 +18,17 @@ from broker.aggregator.itemscommand import items
 from broker.aggregator.options import DIRECTORY, JSON
 from broker.aggregator.releasecommand import release
 from broker.aggregator.startcommand import start
-from broker.commandline import Duration, HostName, Identifier, echo_facts, echo_json, report, run, say
+from broker.commandline import (
+    Duration,
+    HostName,
+    Identifier,
+    PathName,
+    echo_facts,
+    echo_json,
+    report,
+    run,
+    say,
+)
 from broker.protocol.encodings import ENCODINGS
 from broker.servicecommand import install_service
 from trainer.aggregation import ROBUST
@@ -48,7 +58,7 @@ def cli() -> None:
 @click.option(
     "--items",
     required=True,
-    type=click.Path(path_type=Path, readable=False),
+    type=PathName(readable=False),
     help="One item key a line, or the first column of a CSV or u.item file.",
 )
 @click.option(

@@ -7,14 +7,14 @@ from pathlib import Path
 import click
 
 from broker.aggregator.options import DIRECTORY
-from broker.commandline import say
+from broker.commandline import PathName, say
 from broker.errors import TimedOutError
 from broker.storage import read_file
 from trainer.errors import ParameterError
 
 _WAIT_S = 30.0
 _POLL_S = 0.05
-_FILE = click.argument("file", type=click.Path(path_type=Path, readable=False))
+_FILE = click.argument("file", type=PathName(readable=False))
 
 
 @click.group()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from broker.aggregator.options import DIRECTORY, JSON
-from broker.commandline import Identifier, echo_facts, echo_json, say
+from broker.commandline import Identifier, PathName, echo_facts, echo_json, say
 
 if TYPE_CHECKING:
     from broker.protocol.messages import Offer
@@ -34,10 +34,10 @@ def release() -> None:
 
 @release.command()
 @DIRECTORY
-@click.argument("bundle", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("bundle", type=PathName(dir_okay=False))
 @click.option(
     "--keys",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=PathName(dir_okay=False),
     help="release_key.pub; kept in DIR for the next time.",
 )
 @click.option("--percent", default=0, show_default=True, type=click.IntRange(0, 100), help="Of the devices.")

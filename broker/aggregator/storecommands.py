@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from broker.aggregator.options import DIRECTORY, JSON
-from broker.commandline import confirm, echo_json, say
+from broker.commandline import PathName, confirm, echo_json, say
 from broker.errors import CorruptError, NothingYetError
 from broker.storage import exclusive, write_atomically
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from broker.aggregator.store.sql import SqlStore
 
 _YES = click.option("--yes", is_flag=True, help="Do not ask.")
-_FILE = click.argument("file", type=click.Path(path_type=Path, dir_okay=False, readable=False))
+_FILE = click.argument("file", type=PathName(dir_okay=False, readable=False))
 
 
 @contextmanager
@@ -145,9 +145,9 @@ def rollback(directory: Path, version: int) -> None:
 
 @click.command(name="export")
 @DIRECTORY
-@click.option("--table", type=click.Path(path_type=Path, dir_okay=False), help="Write model.npz here.")
+@click.option("--table", type=PathName(dir_okay=False), help="Write model.npz here.")
 @click.option("--version", type=click.IntRange(0), help="Of the table.  [default: the newest]")
-@click.option("--rounds", type=click.Path(path_type=Path, dir_okay=False), help="Write JSON lines here.")
+@click.option("--rounds", type=PathName(dir_okay=False), help="Write JSON lines here.")
 def export(directory: Path, table: Path | None, version: int | None, rounds: Path | None) -> None:
     """Write a table with its item keys, as in a run's folder, and the rounds' figures.
 

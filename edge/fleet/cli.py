@@ -12,7 +12,17 @@ from typing import Any
 
 import click
 
-from broker.commandline import Duration, Identifier, Setting, echo_facts, echo_json, run, say, toml_value
+from broker.commandline import (
+    Duration,
+    Identifier,
+    PathName,
+    Setting,
+    echo_facts,
+    echo_json,
+    run,
+    say,
+    toml_value,
+)
 from broker.protocol.encodings import ENCODINGS
 from edge.fleet.termination import terminable
 from trainer.params import MAX_DIM
@@ -68,9 +78,7 @@ _SEED = click.option(
     "--seed", default=0, show_default=True, type=click.IntRange(0, 2**53 - 1), help="Of all random draws."
 )
 _SAVE_USERS = click.option("--save-users", is_flag=True, help="Write users.npz, too.")
-_OUT = click.option(
-    "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="The run's folder."
-)
+_OUT = click.option("--out", required=True, type=PathName(file_okay=False), help="The run's folder.")
 _OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace a run that the folder holds.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -275,9 +283,7 @@ def run_command(
 @click.option("--rounds", type=click.IntRange(1), help="Passes a device makes.  [default: the preset's]")
 @click.option("--jobs", type=click.IntRange(1, 256), help="Runs at a time.  [default: all cores]")
 @click.option("--show-test", is_flag=True, help="Test figures, too; look once, when the choice is made.")
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="For the runs' folders."
-)
+@click.option("--out", required=True, type=PathName(file_okay=False), help="For the runs' folders.")
 @_JSON
 def sweep(
     data: str, algorithms: str, preset: str, settings: tuple[tuple[str, Any], ...], protocol: str | None,
@@ -332,9 +338,7 @@ def sweep(
     "--passes", default=20, show_default=True, type=click.IntRange(1, 10_000), help="Of a new device."
 )
 @_SEED
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="For cold-start.json."
-)
+@click.option("--out", required=True, type=PathName(file_okay=False), help="For cold-start.json.")
 @click.option("--overwrite", is_flag=True, help="Replace a cold-start.json that the folder holds.")
 @_JSON
 def cold_start(
@@ -372,9 +376,7 @@ def cold_start(
 
 @cli.command()
 @click.argument("name", type=click.Choice(TABLE_NAMES), metavar="NAME")
-@click.argument(
-    "folders", nargs=-1, required=True, metavar="DIR...", type=click.Path(path_type=Path, file_okay=False)
-)
+@click.argument("folders", nargs=-1, required=True, metavar="DIR...", type=PathName(file_okay=False))
 @click.option("--data", help="For users: the ratings that the runs were made from, or: synthetic.")
 @click.option(
     "--format",
@@ -408,13 +410,11 @@ def table(name: str, folders: tuple[Path, ...], data: str | None, form: str, *, 
 
 
 @cli.command()
-@click.argument(
-    "folders", nargs=-1, required=True, metavar="DIR...", type=click.Path(path_type=Path, file_okay=False)
-)
-@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The HTML file.")
+@click.argument("folders", nargs=-1, required=True, metavar="DIR...", type=PathName(file_okay=False))
+@click.option("--out", required=True, type=PathName(dir_okay=False), help="The HTML file.")
 @click.option(
     "--items",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=PathName(dir_okay=False),
     help="Names (and genres) of items: u.item, id<TAB>name.",
 )
 @click.option("--data", help="The ratings that the runs were made from: shows what users trained with.")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from broker.commandline import say
+from broker.commandline import PathName, say
 
 
 @click.command()
@@ -12,7 +12,7 @@ from broker.commandline import say
     "--dir",
     "directory",
     required=True,
-    type=click.Path(path_type=Path, file_okay=False, readable=False),
+    type=PathName(file_okay=False, readable=False),
     help="Holds a device's directory for each board, named after its id; made with `edge-client init`.",
 )
 @click.option(
