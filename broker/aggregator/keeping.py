@@ -23,7 +23,7 @@ import numpy as np
 from broker.aggregator.catalogue_changes import rolled_back
 from broker.aggregator.config import AggregatorConfig
 from broker.aggregator.directory import CONFIG_NAME, DATABASE_NAME, open_store, serving, store_of
-from broker.aggregator.overwriting import is_backup, require_replaceable
+from broker.aggregator.overwriting import clear_abandoned, is_backup, require_replaceable
 from broker.aggregator.store.copying import copy, replace_all
 from broker.aggregator.store.interface import Decree, KeptTable
 from broker.aggregator.store.schema import APPLIED
@@ -49,6 +49,7 @@ LOST_VERSIONS = 1_000_000
 """More rounds and connections than a fleet has between a backup and the loss of what it is restored for."""
 _LONGEST_S = 10 * 365 * 86_400
 """Between a backup and its restoration, for all that a clock may say."""
+_COPY_PREFIX = ".restore-"
 _LAST_RESTORE = "last-restore.json"
 """In the directory: the numbers that the last one came to."""
 
@@ -64,6 +65,7 @@ def back_up(store: SqlStore, path: Path) -> int:
     """
     path = _require_another(store, path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    clear_abandoned(path)
     try:
         with named_failures(path):
             # What is in it is nobody else's business: make the file before SQLite does.
@@ -76,8 +78,8 @@ def back_up(store: SqlStore, path: Path) -> int:
             temporary.replace(path)
         sync_directory(path.parent)
     finally:
-        for left in temporary.parent.glob(f"{temporary.name}*"):
-            left.unlink(missing_ok=True)
+        for suffix in SQLITE_SUFFIXES:
+            temporary.with_name(temporary.name + suffix).unlink(missing_ok=True)
     return version
 
 
@@ -160,7 +162,9 @@ def _opened_copy(backup: Path, directory: Path) -> Iterator[SqlStore]:
         raise FileUnreadableError(f"{backup} is no file; name what edge-aggregator backup has written")
     if backup.stat().st_size == 0:
         raise CorruptError(f"{backup} is empty; name another backup")
-    with named_failures(directory), TemporaryDirectory(prefix=".restore-", dir=directory) as folder:
+    for left in directory.glob(f"{_COPY_PREFIX}*"):  # by one that was killed, as we are alone here
+        shutil.rmtree(left, ignore_errors=True)
+    with named_failures(directory), TemporaryDirectory(prefix=_COPY_PREFIX, dir=directory) as folder:
         copied = Path(folder) / DATABASE_NAME
         # With its log, where something has opened it, or it is a copy of a store that was served.
         for suffix in ("", "-wal"):

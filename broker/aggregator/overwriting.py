@@ -7,6 +7,7 @@ written.
 
 import json
 import os
+import re
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -16,7 +17,7 @@ from zipfile import BadZipFile, ZipFile
 
 from broker.aggregator.directory import CONFIG_NAME
 from broker.errors import InputError
-from broker.storage import named_failures
+from broker.storage import SQLITE_SUFFIXES, named_failures
 
 _LINE_BYTES = 1 << 20
 _TABLES = {"migrations", "facts", "versions", "catalogue", "journal"}
@@ -52,6 +53,27 @@ def require_replaceable(path: Path, is_earlier: Callable[[Path], bool], what: st
     if found is not None:
         raise InputError(f"{path} is there, and is {found}; name another file; nothing was written")
     return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def clear_abandoned(path: Path) -> None:
+    """Remove what processes that were killed have left of `path`: ``.NAME.PID``, and SQLite's beside it."""
+    suffixes = "|".join(map(re.escape, SQLITE_SUFFIXES))
+    form = re.compile(rf"\.{re.escape(path.name)}\.([0-9]{{1,9}})({suffixes})")
+    with suppress(OSError):  # whoever cannot see or remove them can write all the same, or is told why not
+        for each in path.parent.iterdir():
+            found = form.fullmatch(each.name)
+            if found and (int(found[1]) == os.getpid() or not _is_running(int(found[1]))):
+                each.unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # somebody else's
+    return True
 
 
 def is_backup(path: Path) -> bool:

@@ -1,7 +1,9 @@
 """What an operator does to a store: prove it, back it up, restore it, roll back, take tables out and in."""
 
 import json
+import os
 import sqlite3
+import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -682,3 +684,36 @@ def test_nothing_is_restored_over_a_fleet_that_another_machine_serves(
         assert elsewhere.load().version == 2
 
     assert restore(shop.path, shop.config, tmp_path / "backup", 5.0) == (1, 3)
+
+
+def test_what_killed_ones_have_left_is_cleared_by_the_next(tmp_path: Path, call: Call) -> None:
+    """A copy of a fleet's store each time; but not what another process works on, or has by another name."""
+    shop = Shop(tmp_path / "shop", a_config())
+    shop.serve(5)
+    folder = tmp_path / "backups [1]"
+    folder.mkdir()
+    killed = subprocess.run(["sh", "-c", "echo $$"], capture_output=True, text=True, check=True)
+    gone, alive = int(killed.stdout), os.getppid()
+    others = [
+        f".monday.{alive}",
+        f".monday.{alive}-wal",
+        f".tuesday.{gone}",
+        f".monday.{gone}.old",
+        ".monday.x",
+    ]
+    left = [f".monday.{pid}{suffix}" for pid in (gone, os.getpid()) for suffix in ("", "-wal", "-shm")]
+    for name in (*others, *left):
+        (folder / name).write_bytes(b"half")
+    half = shop.path / ".restore-abcd1234"
+    half.mkdir()
+    (half / "state.sqlite3").write_bytes(b"half")
+
+    assert call("backup", "--dir", shop.path, folder / "monday").code == ExitCode.OK
+    assert {path.name for path in folder.iterdir()} == {"monday", *others}
+
+    with exclusive(shop.path):
+        restoring = ("restore", "--dir", shop.path, "--yes", folder / "monday")
+        assert call(*restoring).code == ExitCode.IN_USE
+    assert half.exists()
+    assert call(*restoring).code == ExitCode.OK
+    assert not half.exists()
