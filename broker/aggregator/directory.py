@@ -21,7 +21,7 @@ from broker.aggregator.store.interface import Genesis
 from broker.aggregator.store.postgres import PostgresStore
 from broker.aggregator.store.sql import SqlStore
 from broker.aggregator.store.sqlite import SqliteStore
-from broker.errors import AlreadyInitialisedError
+from broker.errors import AlreadyInitialisedError, NotInitialisedError
 from broker.protocol.messages import MAX_ITEMS_IN_CATALOGUE
 from broker.storage import (
     SQLITE_SUFFIXES,
@@ -113,19 +113,37 @@ def require_no_fleet(path: Path) -> None:
     ------
     AlreadyInitialisedError
     """
+    if (found := _fleet_in(path)) is not None:
+        raise AlreadyInitialisedError(f"{_without_settings(path, found)}; nothing was changed")
+
+
+def _without_settings(path: Path, found: str) -> str:
+    return (
+        f"{path} has no {CONFIG_NAME}, but {path / DATABASE_NAME} holds {found}; put {CONFIG_NAME} back "
+        "from a copy, or init another directory with the same --fleet and restore this database there"
+    )
+
+
+def _fleet_in(path: Path) -> str | None:
+    """Say what a directory's database holds, None for no more than a beginning."""
     database = path / DATABASE_NAME
     if not database.exists() or database.stat().st_size == 0:
-        return
+        return None
     try:
         with closing(sqlite3.connect(database)) as connection:
-            found = "a fleet" if _is_used(connection) else None
+            return "a fleet" if _is_used(connection) else None
     except sqlite3.Error as error:
-        found = f"what cannot be read ({error})"
-    if found:
-        raise AlreadyInitialisedError(
-            f"{path} has no {CONFIG_NAME}, but {database} holds {found}; put {CONFIG_NAME} back, or init "
-            "another directory and restore this database there; nothing was changed"
-        )
+        return f"what cannot be read ({error})"
+
+
+def _require_settings(path: Path) -> None:
+    try:
+        require_initialised(path, CONFIG_NAME, f"edge-aggregator init --dir {path} --fleet NAME --items FILE")
+    except NotInitialisedError as error:
+        # Where `init` would refuse, it is no advice.
+        if (found := _fleet_in(path)) is None:
+            raise
+        raise NotInitialisedError(_without_settings(path, found)) from error
 
 
 def _is_used(connection: sqlite3.Connection) -> bool:
@@ -148,7 +166,7 @@ def load_config(path: Path, environment: Mapping[str, str], **flags: object) -> 
     ------
     NotInitialisedError, ConfigError, FileUnreadableError
     """
-    require_initialised(path, CONFIG_NAME, f"edge-aggregator init --dir {path} --fleet NAME --items FILE")
+    _require_settings(path)
     return configfile.load(AggregatorConfig, path / CONFIG_NAME, environment, **flags)
 
 
@@ -168,7 +186,7 @@ def open_store(path: Path, config: AggregatorConfig | None = None, *, looking: b
     StoreLostError, StoreRefusedError, MissingExtraError
         About a PostgreSQL server.
     """
-    require_initialised(path, CONFIG_NAME, f"edge-aggregator init --dir {path} --fleet NAME --items FILE")
+    _require_settings(path)
     config = config or load_config(path, {})
     if not config.store:
         require_database(path / DATABASE_NAME)

@@ -9,7 +9,7 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import count
@@ -146,7 +146,7 @@ def restore(
                 sessions=numbers.session - first.session,
             )
             with source.transaction(reading=True) as reading, target.transaction() as writing:
-                replace_all(reading, writing)
+                replace_all(source, reading, writing)
                 target.decree_within(writing, decree)
     return loaded.version, version
 
@@ -322,11 +322,10 @@ def roll_back(store: SqlStore, version: int, now: float) -> int:
     newest = store.load()
     kept = store.kept_table(version)
     if version == newest.version or kept is None:
-        versions = [record.version for record in store.rounds(100_000)][1:]
-        offered = [each for each in (*versions, 0) if store.kept_table(each) is not None]
+        versions = {record.version for record in store.rounds(100_000)} | {0}
+        offered = [each for each in versions - {newest.version} if store.kept_table(each) is not None]
         raise ParameterError(
-            f"version {version} cannot be returned to; "
-            + (f"versions {_ranges(offered)} can" if offered else "none can yet")
+            f"version {version} cannot be returned to; {_offer(offered, version, newest.version)}"
         )
     table, memory = rolled_back(kept.table, kept.strategy_state, newest.table)
     made = newest.version + 1
@@ -340,6 +339,13 @@ def roll_back(store: SqlStore, version: int, now: float) -> int:
         )
     )
     return made
+
+
+def _offer(versions: Sequence[int], wanted: int, newest: int) -> str:
+    if not versions:
+        only = "it" if wanted == newest else f"version {newest}"
+        return f"{only} is the only one that is kept"
+    return f"version{'s' if len(versions) > 1 else ''} {_ranges(versions)} can"
 
 
 def _ranges(numbers: Iterable[int]) -> str:

@@ -111,10 +111,15 @@ class SqlStore(ABC):
     def transaction(self, *, reading: bool = False) -> Iterator[Connection]:
         """Do what the block does whole or not at all; for this package."""
         engine = self._engine.execution_options(reading=reading)
+        with self.named_failures(), engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def named_failures(self) -> Iterator[None]:
+        """Take what the database complains of within for this store's; for this package."""
         with self._failures():
             try:
-                with engine.begin() as connection:
-                    yield connection
+                yield
             except DBAPIError as error:
                 # Through _failures, which knows what the driver's own errors mean.
                 raise (error.orig or error) from error

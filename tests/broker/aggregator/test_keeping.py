@@ -717,3 +717,62 @@ def test_what_killed_ones_have_left_is_cleared_by_the_next(tmp_path: Path, call:
     assert half.exists()
     assert call(*restoring).code == ExitCode.OK
     assert not half.exists()
+
+
+def test_backup_of_a_damaged_store_names_the_store(tmp_path: Path, call: Call) -> None:
+    """Not a file of its own, which is gone when the sentence is read."""
+    shop = Shop(tmp_path / "shop", a_config())
+    shop.serve(25)
+    own = shop.path / "state.sqlite3"
+    content = bytearray(own.read_bytes())
+    content[40_960:-8_192] = bytes(len(content) - 49_152)
+    own.write_bytes(content)
+
+    outcome = call("backup", "--dir", shop.path, tmp_path / "backup")
+
+    assert outcome.code == ExitCode.CORRUPT
+    assert f"{own} is damaged" in outcome.sentence
+    assert ".backup." not in outcome.sentence
+    assert [path.name for path in tmp_path.glob("*backup*")] == []
+
+
+@pytest.mark.parametrize(
+    ("n_updates", "version", "said"),
+    [
+        (1, 0, "version 0 cannot be returned to; it is the only one that is kept"),
+        (1, 7, "version 7 cannot be returned to; version 0 is the only one that is kept"),
+        (5, 1, "version 1 cannot be returned to; version 0 can"),
+        (9, 7, "version 7 cannot be returned to; versions 0 to 1 can"),
+    ],
+)
+def test_versions_to_return_to_are_counted(
+    n_updates: int, version: int, said: str, tmp_path: Path, call: Call
+) -> None:
+    """The newest is none of them, and one is not many."""
+    shop = Shop(tmp_path / "shop", a_config())
+    shop.serve(n_updates)
+
+    outcome = call("rollback", "--dir", shop.path, version)
+
+    assert (outcome.code, outcome.sentence) == (ExitCode.USAGE, f"edge-aggregator: {said}")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("status",), ("doctor",), ("start",), ("restore", "--yes", "b"), ("backup", "b")],
+    ids=" ".join,
+)
+def test_lost_settings_beside_a_fleet_are_put_back_and_not_made(
+    command: tuple[str, ...], tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`init` would refuse that directory: whoever is sent there comes back with nothing."""
+    monkeypatch.chdir(tmp_path)
+    shop = Shop(tmp_path / "shop", a_config())
+    shop.serve(5)
+    (shop.path / "config.toml").unlink()
+
+    outcome = call(*command, "--dir", shop.path)
+
+    assert outcome.code == ExitCode.NOT_INITIALISED
+    assert "put config.toml back from a copy, or init another directory" in outcome.sentence
+    assert f"init --dir {shop.path}" not in outcome.sentence
