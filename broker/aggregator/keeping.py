@@ -211,6 +211,22 @@ def _target(
 ) -> SqlStore:
     """Open what a backup of `instance` is to replace; what is damaged, or another fleet's, is put aside."""
     why = "damaged"
+
+    def is_replaceable(known: _Numbers | None) -> bool:
+        """Tell whether the store was used by no other fleet, or may have been."""
+        if known is None or known.instance == instance or not (known.version or known.session):
+            return True
+        if not another_fleet:
+            raise InputError(
+                f"{backup} is of another fleet (instance {instance}) than the store of {directory} "
+                f"(instance {known.instance}, version {known.version}); name another backup, or add "
+                "--another-fleet; nothing was changed"
+            )
+        return False
+
+    if not config.store:
+        # Before it is opened, which brings an earlier release's to this one's shape.
+        is_replaceable(_numbers_in(directory / DATABASE_NAME))
     try:
         store = open_store(directory, config)
     except CorruptError:
@@ -218,18 +234,12 @@ def _target(
             raise
     else:
         if config.store or _examined(directory / DATABASE_NAME)[0] == "ok":
-            known = _numbers_of(store)
-            if known is None or known.instance == instance or not (known.version or known.session):
-                return store
-            if not another_fleet:
+            try:
+                if is_replaceable(_numbers_of(store)) or config.store:
+                    return store
+            except InputError:
                 store.close()
-                raise InputError(
-                    f"{backup} is of another fleet (instance {instance}) than the store of {directory} "
-                    f"(instance {known.instance}, version {known.version}); name another backup, or add "
-                    "--another-fleet; nothing was changed"
-                )
-            if config.store:
-                return store
+                raise
             why = "replaced"
         store.close()
     _put_aside(directory, why)
@@ -287,6 +297,17 @@ def _numbers_of(store: SqlStore) -> _Numbers | None:
     with suppress(CorruptError):
         state = store.load()
         return _Numbers(state.instance, state.version, _session_of(store))
+    return None
+
+
+def _numbers_in(database: Path) -> _Numbers | None:
+    """Read them from a file of any release, which stays as it is; None where that cannot be."""
+    if not database.is_file():
+        return None
+    with suppress(sqlite3.Error, KeyError), closing(sqlite3.connect(database)) as connection:
+        facts = dict(connection.execute("SELECT name, value FROM facts"))
+        (version,) = connection.execute("SELECT max(version) FROM versions").fetchone()
+        return _Numbers(facts["instance"], version or 0, facts["session"])
     return None
 
 

@@ -29,7 +29,7 @@ from broker.exit_codes import ExitCode
 from broker.protocol.messages import encode
 from broker.storage import exclusive
 from tests.broker.aggregator.builders import a_change, an_update
-from tests.broker.aggregator.old_database import DUMPS
+from tests.broker.aggregator.old_database import DUMPS, dump
 from tests.broker.aggregator.old_database import restore as restore_dump
 from tests.broker.aggregator.test_cli import Call, call
 from tests.postgres import Cluster, programs
@@ -776,3 +776,27 @@ def test_lost_settings_beside_a_fleet_are_put_back_and_not_made(
     assert outcome.code == ExitCode.NOT_INITIALISED
     assert "put config.toml back from a copy, or init another directory" in outcome.sentence
     assert f"init --dir {shop.path}" not in outcome.sentence
+
+
+@pytest.mark.parametrize("saved", [DUMPS[0], DUMPS[-2]], ids=lambda saved: saved.stem)
+def test_restore_that_is_refused_leaves_an_earlier_releases_store(
+    saved: Path, tmp_path: Path, call: Call
+) -> None:
+    """It says that nothing was changed, and the way back to that release stays open."""
+    shop, other, backup = (
+        Shop(tmp_path / "shop", a_config()),
+        Shop(tmp_path / "o", a_config()),
+        tmp_path / "b",
+    )
+    assert call("backup", "--dir", other.path, backup).code == ExitCode.OK
+    database = shop.path / "state.sqlite3"
+    database.unlink()
+    restore_dump(saved.read_text(), database)
+    before = dump(database)
+
+    outcome = call("restore", "--dir", shop.path, "--yes", backup)
+
+    assert (outcome.code, "nothing was changed" in outcome.sentence) == (ExitCode.USAGE, True)
+    assert dump(database) == before
+    assert call("restore", "--dir", shop.path, "--yes", "--another-fleet", backup).code == ExitCode.OK
+    assert len(list(shop.path.glob("state.sqlite3.replaced-*"))) == 1
