@@ -313,6 +313,8 @@ def replacing(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with named_failures(path):
+        if path.exists() and not path.is_file():
+            raise NotWritableError(f"{path} is no regular file, and is not replaced by one; name another")
         try:
             temporary.unlink(missing_ok=True)
             _make_new(temporary, mode)

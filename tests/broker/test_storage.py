@@ -237,6 +237,21 @@ def test_atomic_write_into_a_missing_directory_is_refused(tmp_path: Path) -> Non
 # --- errors ------------------------------------------------------------------------------------------
 
 
+def test_atomic_write_does_not_take_the_place_of_a_pipe(tmp_path: Path) -> None:
+    """Or of a device, as in ``--out /dev/stdout``: the file would be there for the whole machine."""
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)
+
+    for path in (pipe, link):
+        with pytest.raises(NotWritableError, match=f"{path} is no regular file"):
+            write_atomically(path, b"x")
+
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+    assert sorted(tmp_path.iterdir()) == [link, pipe]
+
+
 def test_named_failures_lets_everything_else_pass(tmp_path: Path) -> None:
     """Only what the system says about a path is translated."""
     with pytest.raises(ZeroDivisionError), named_failures(tmp_path):
