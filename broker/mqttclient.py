@@ -177,6 +177,13 @@ class Client(paho.Client):
                 self._ping_t = max(self._ping_t, sock.read_at)
         return super().loop_misc()
 
+    def loop_stop(self) -> MQTTErrorCode:
+        """End the network thread."""
+        try:
+            return super().loop_stop()
+        except AttributeError:  # it has ended by itself between paho's look at it and the join
+            return MQTTErrorCode.MQTT_ERR_SUCCESS
+
     def want_write(self) -> bool:
         """Tell whether something waits to be written."""
         sock = self.socket()

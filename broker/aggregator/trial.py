@@ -82,7 +82,8 @@ class _Client:
     def close(self) -> None:
         """Disconnect."""
         self._client.disconnect()
-        self._client.loop_stop()
+        with contextlib.suppress(AttributeError):  # its thread has ended between paho's look and the join
+            self._client.loop_stop()
 
     @property
     def is_lost(self) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import paho.mqtt.client as paho
 import pytest
 
 from broker.address import BrokerAddress
@@ -357,6 +358,20 @@ def test_last_will_that_cannot_be_made_does_not_stop_the_connection(
         connection.stop()
 
     assert "an MQTT callback failed" in caplog.text
+
+
+def test_network_thread_may_end_by_itself_while_it_is_stopped(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """As a broker cuts the connection then: paho looks at its thread, and finds none to join."""
+    looks = iter([object(), object()])
+    found = property(lambda _: next(looks, None), lambda _client, _thread: None)
+    client = Client(BrokerAddress(host=HOST, port=free_port()), name)
+    monkeypatch.setattr(paho.Client, "_thread", found, raising=False)
+
+    client.connection.stop()
+
+    assert next(looks, None) is None
 
 
 # --- refusals ----------------------------------------------------------------------------------------
