@@ -73,7 +73,8 @@ class Running:
         self._state = state
         self._say = say
         self._began = now
-        self._mark = self._slots.mark()
+        # Nothing yet: an update may have come since `begin` looked.
+        self._mark: tuple[int, int] | None = None
         self._look_at = now
         self._examination = Errand(self._examine) if state.on_trial else None
 
@@ -119,7 +120,6 @@ class Running:
             signed = self._slots.signed(self._state.spare)
             self._slots.change(lambda state: state.confirmed(signed.key.hex()))
             self._examination = None
-            self._mark = self._slots.mark()
             self._say(f"release {signed.manifest.release} works and is kept")
         return False
 

@@ -343,6 +343,14 @@ def test_running_start_notices_what_was_installed(device: Path) -> None:
     assert running.look(3.0, 0.0, connected=True)
 
 
+def test_start_notices_what_was_installed_while_it_began(device: Path) -> None:
+    """Between its choice of a release and its first look."""
+    state = begin(device, pytest.fail)
+    put(device, release=1)
+    running = Running(device, state, pytest.fail, 0.0)
+    assert running.look(1.0, 0.0, connected=True)
+
+
 def test_trial_lasts_as_long_as_is_set(device: Path) -> None:
     """With the broker; ten times as long without."""
     put(device, release=1)
